@@ -1,0 +1,1 @@
+"""The contracts that everything composes with: posterior, gradient estimator, kernel."""

@@ -1,0 +1,77 @@
+"""The contract of a gradient estimator."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+
+from ergodica.core.types import Batch, Estimate, Key, PyTree
+
+
+class AbstractGradientEstimator(eqx.Module):
+    """Something that estimates the gradient of a quantity to be increased, with a state of its own.
+
+    A minibatch gradient, a control variate, an ELBO, a path gradient are all of this kind. Estimators are frozen
+    pytrees, composed by wrapping one in another; data are leaves of the tree, so that a jitted function takes them as
+    an argument. A class is abstract or final: to change an estimator, wrap it.
+
+    The state must be a pytree of arrays whose structure, shapes and dtypes `estimate` keeps. It holds no typed keys.
+    """
+
+    references: ClassVar[tuple[str, ...]] = ()
+    """Keys of the papers to cite (see `ergodica.cite`)."""
+
+    @abc.abstractmethod
+    def init(self, key: Key, params: PyTree, batch: Batch | None = None) -> Any:
+        """Make the state in which the first call of `estimate` starts.
+
+        Parameters
+        ----------
+        key : typed PRNG key
+        params : pytree of floating point arrays
+            Where the estimator will be used first.
+        batch : Batch, optional
+            As for `estimate`.
+        """
+
+    @abc.abstractmethod
+    def estimate(
+        self, key: Key, params: PyTree, state: Any, batch: Batch | None = None
+    ) -> tuple[Estimate, Any]:
+        """Estimate the gradient at ``params``.
+
+        Parameters
+        ----------
+        key : typed PRNG key
+            Consumed by this call.
+        params : pytree of floating point arrays
+        state : pytree
+            From `init` or the call before.
+        batch : Batch, optional
+            Data to use instead of a draw from the data that the estimator holds: the way in for data that are streamed.
+
+        Returns
+        -------
+        Estimate
+            ``gradient`` has the structure, shapes and dtypes of ``params``.
+        state
+            For the next call.
+        """
+
+    def probe(self, key: Key, params: PyTree, state: Any) -> Estimate | None:  # noqa: ARG002  (a default)
+        """Estimate the gradient independently of all that `estimate` has used or will use; ``None`` if it cannot.
+
+        Leaves the state alone: cursors do not advance and snapshots are not renewed. Diagnostics rest on it, since the
+        sampler's own gradients are not independent of the position where batches are reshuffled.
+        """
+        return None
+
+    @property
+    def exact(self) -> bool:
+        """Whether `estimate` returns the gradient and value themselves, without noise."""
+        return False
+
+    @property
+    def posterior(self) -> Any:
+        """The posterior whose log density is differentiated, or ``None``."""
+        return None

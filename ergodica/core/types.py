@@ -1,0 +1,51 @@
+"""Names for the types that appear in every signature, and the records that travel between the parts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, PRNGKeyArray
+
+type PyTree = Any
+type Key = PRNGKeyArray
+type Position = PyTree
+"""What a sampler moves: a pytree of floating point arrays in unconstrained space."""
+type Schedule = Callable[[Array], Array]
+"""A function of the step count (int32 scalar), as optax's schedules are."""
+
+
+class Batch(NamedTuple):
+    """Some rows of the data, and what each of them stands for.
+
+    Attributes
+    ----------
+    data : pytree
+        Arrays whose leading axis, of length ``n``, runs over the rows.
+    weight : array (n,)
+        What each row counts, so that ``num_data * sum(weight * f(rows))`` is an unbiased estimate of the sum of ``f``
+        over all the data: ``1 / n`` for ``n`` uniform draws, ``K / num_data`` for a block out of ``K``, 0 for a row
+        that is in the array for the sake of its shape.
+    """
+
+    data: PyTree
+    weight: Array
+
+
+class Estimate(NamedTuple):
+    """An estimate of a gradient.
+
+    Attributes
+    ----------
+    gradient : pytree
+        Of the structure of the parameters; estimates the gradient of something that is to be *increased*.
+    value : scalar array
+        Estimates that something (for a posterior, its unnormalised log density).
+    aux : pytree
+        Whatever else the estimator has to say; ``None`` where it has nothing.
+    n_grad : int or scalar array
+        What it cost, in gradient evaluations of single data.
+    """
+
+    gradient: PyTree
+    value: Array
+    aux: PyTree = None
+    n_grad: int | Array = 0
