@@ -59,3 +59,8 @@ class AbstractKernel(eqx.Module):
     def exact_gradient(self) -> bool:
         """Whether `probe` returns the gradient itself, without noise."""
         return False
+
+    @property
+    def n_grad_unit(self) -> int:
+        """How many gradients of single data one count of the info's ``n_grad`` stands for."""
+        return 1

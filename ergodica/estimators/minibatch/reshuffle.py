@@ -34,6 +34,8 @@ def advance(key: Key, cursor: Cursor, num_blocks: int) -> tuple[Array, Cursor]:
     following = cursor.position + 1
     ended = following == num_blocks
     words = jnp.where(ended, jax.random.bits(key, (2,), jnp.uint32), cursor.words)
+    # without the barrier the compiler fuses the permutation into the slice and evaluates it once an element
+    block = jax.lax.optimization_barrier(block)
     return block, Cursor(words, jnp.where(ended, 0, following))
 
 

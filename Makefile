@@ -1,0 +1,51 @@
+# Every target makes .venv by itself on the first call; later calls reuse it.
+# Lists of dependency groups are in pyproject.toml; a stamp a list says that it is installed.
+
+PYTHON := .venv/bin/python
+JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_COMPILATION_CACHE_DIR
+WORKERS ?= 2
+
+.PHONY: demo test lint types docs examples bench sweep ci-checks clean
+
+demo: .venv/.installed-demo
+	.venv/bin/ergodica demo --out demo-output
+
+test: .venv/.installed-test
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
+
+sweep: .venv/.installed-test
+	$(PYTHON) -m pytest -n $(WORKERS) -m 'slow or sweep' --timeout 3600
+
+lint: .venv/.installed-dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+	$(PYTHON) tools/check_sizes.py
+
+types: .venv/.installed-dev
+	.venv/bin/pyright
+
+docs: .venv/.installed-dev
+	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+examples: .venv/.installed-demo
+	for file in examples/*.py; do echo "== $$file" && $(PYTHON) $$file || exit 1; done
+
+bench: .venv/.installed-demo
+	for file in benchmarks/[a-z]*.py; do echo "== $$file" && $(PYTHON) $$file || exit 1; done
+
+.venv/.installed-demo: pyproject.toml tools/bootstrap.sh
+	sh tools/bootstrap.sh
+	@touch $@
+
+.venv/.installed-test: pyproject.toml tools/bootstrap.sh
+	sh tools/bootstrap.sh test
+	@touch $@ .venv/.installed-demo
+
+.venv/.installed-dev: pyproject.toml tools/bootstrap.sh
+	sh tools/bootstrap.sh dev
+	@touch $@ .venv/.installed-test .venv/.installed-demo
+
+clean:
+	rm -rf .venv .cache docs/_build demo-output

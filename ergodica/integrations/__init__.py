@@ -1,0 +1,1 @@
+"""Bridges to other libraries; each module imports the one that it bridges to."""

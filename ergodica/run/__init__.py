@@ -1,0 +1,1 @@
+"""The loops: sampling, and the search for a mode."""
