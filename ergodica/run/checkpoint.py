@@ -66,9 +66,11 @@ class Store:
             return None
         try:
             manifest = json.loads((self.path / _MANIFEST).read_text())
+            if manifest.pop("sha256") != _hash_of(manifest):
+                raise ValueError("its hash is not the one that it holds")
             saved, progress = manifest["fingerprint"], manifest["progress"]
             self._shards, state_entry = manifest["shards"], manifest["state"]
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.path / _MANIFEST} is damaged ({error!r}); delete the directory to start anew.") from error
         different = sorted(k for k in self.fingerprint.keys() | saved.keys() if self.fingerprint.get(k) != saved.get(k))
         if different:
@@ -86,7 +88,7 @@ class Store:
             shards.append(self._write(f"draws-{len(shards):06d}.npz", jax.tree.leaves(draws)))
         state_entry = self._write(f"state-{progress['step']}.npz", jax.tree.leaves(state))
         manifest = {"fingerprint": self.fingerprint, "progress": progress, "state": state_entry, "shards": shards}
-        self._replace(_MANIFEST, json.dumps(manifest, indent=1).encode())
+        self._replace(_MANIFEST, json.dumps({**manifest, "sha256": _hash_of(manifest)}, indent=1).encode())
         self._shards = shards
         for old in self.path.glob("state-*.npz"):
             if old.name != state_entry["file"]:
@@ -116,6 +118,10 @@ class Store:
             raise CheckpointError(f"{file} is damaged: its hash is not the one in the manifest. Delete the directory to start anew.")
         with np.load(file, allow_pickle=False) as archive:
             return [archive[f"arr_{i}"] for i in range(entry["arrays"])]
+
+
+def _hash_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(tree: PyTree, **settings: Any) -> dict[str, str]:

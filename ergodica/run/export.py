@@ -93,7 +93,7 @@ def to_datatree(
         observed = posterior.observed_data()
         if observed:
             groups["observed_data"] = {name: np.asarray(value) for name, value in observed.items()}
-    datatree = from_dict(groups, dims=dims, coords=coords, attrs={"/": {**_origin(kernel), **attributes}})
+    datatree = from_dict(groups, dims=dims, coords=coords, attrs={"/": {**_origin(kernel), **attributes}}, check_conventions=False)
     if record.probe is not None:
         datatree["probe"] = _probe_group(record, centre)
     return datatree

@@ -164,7 +164,7 @@ def advance(
         buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, slot, 0), buffer, record)
         n_grad = jax.tree.map(lambda n: jnp.where(complete, 0, n), n_grad)
         carry = Carry(state, jnp.where(complete, 0, since), n_grad, first_bad)
-        return carry, scalars, left - todo, step_index, slot + complete, buffer
+        return carry, scalars, left - todo, step_index, slot + complete.astype(jnp.int32), buffer
 
     scalars = jax.tree.map(lambda b: jnp.zeros(b.shape[1:], b.dtype), buffer.info)
     outer = (carry, scalars, plan.num_steps, plan.first_step, jnp.zeros((), jnp.int32), buffer)

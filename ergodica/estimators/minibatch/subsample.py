@@ -155,7 +155,7 @@ class Minibatch(AbstractGradientEstimator):
         if num_long == 0:
             return Batch(data, jnp.full((length,), k / n))
         place = begin + jnp.arange(length) - first
-        inside = (place >= 0) & (place < short + (index < num_long))
+        inside = (place >= 0) & (place < jnp.where(index < num_long, short + 1, short))
         return Batch(data, jnp.where(inside, k / n, 0.0))
 
     def log_likelihood(self, params: PyTree, batch: Batch) -> Array:

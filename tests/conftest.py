@@ -1,0 +1,31 @@
+"""Settings that every test runs under: strict promotion, no silent broadcasting, compiled code kept between runs."""
+
+import os
+import pathlib
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test: ``@pytest.mark.usefixtures("x64")``."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def key_reuse_checker():
+    """Raise where a random key is consumed twice."""
+    with jax.debug_key_reuse(True):
+        yield
