@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from ergodica.core.types import PyTree
@@ -14,7 +15,7 @@ from ergodica.core.types import PyTree
 
 def is_concrete(x: Any) -> bool:
     """Whether the value of ``x`` is known now (tracers and abstract shapes are not)."""
-    return not isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)
+    return not isinstance(x, Tracer | jax.ShapeDtypeStruct)
 
 
 def positive(name: str, value: Any, *, allow_zero: bool = False, hint: str = "") -> Array:
@@ -22,7 +23,9 @@ def positive(name: str, value: Any, *, allow_zero: bool = False, hint: str = "")
     try:
         array = jnp.asarray(value, jnp.result_type(float))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number; got {value!r} of type {type(value).__name__}. {hint}".rstrip()) from error
+        raise TypeError(
+            f"{name} must be a number; got {value!r} of type {type(value).__name__}. {hint}".rstrip()
+        ) from error
     if is_concrete(array):
         entries = np.asarray(array)
         if not np.all(np.isfinite(entries)) or np.any(entries < 0) or (not allow_zero and np.any(entries == 0)):

@@ -35,9 +35,7 @@ class AbstractGradientEstimator(eqx.Module):
         """
 
     @abc.abstractmethod
-    def estimate(
-        self, key: Key, params: PyTree, state: Any, batch: Batch | None = None
-    ) -> tuple[Estimate, Any]:
+    def estimate(self, key: Key, params: PyTree, state: Any, batch: Batch | None = None) -> tuple[Estimate, Any]:
         """Estimate the gradient at ``params``.
 
         Parameters

@@ -13,11 +13,9 @@ from ergodica.core.types import Key, Position, PyTree
 _LEAVES = ("log_prior", "log_likelihood", "data", "initial", "transform", "observed", "source")
 
 
-def as_partial(f: Callable | None) -> Callable | None:
+def as_partial(f: Callable) -> Callable:
     """Make a function a pytree, so that it can be a leaf of one; pytrees that can be called are left alone."""
-    if f is None or jax.tree_util.all_leaves([f]) is False:
-        return f
-    return jax.tree_util.Partial(f)
+    return jax.tree_util.Partial(f) if jax.tree_util.all_leaves([f]) else f
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -73,6 +71,15 @@ class Posterior:
     -3.0
     """
 
+    log_prior: Callable[[Position], Array]
+    log_likelihood: Any
+    data: PyTree
+    initial: Any
+    transform: Callable | None
+    num_data: int
+    dims: dict[str, tuple[str, ...]]
+    coords: dict[str, tuple]
+
     def __init__(
         self,
         log_prior: Callable[[Position], Array],
@@ -88,10 +95,15 @@ class Posterior:
         source: PyTree = None,
     ) -> None:
         self.log_prior = as_partial(check.function("log_prior", log_prior))
-        self.log_likelihood = None if log_likelihood is None else as_partial(check.function("log_likelihood", log_likelihood))
+        self.log_likelihood = (
+            None if log_likelihood is None else as_partial(check.function("log_likelihood", log_likelihood))
+        )
         self.data = None if data is None else jax.tree.map(jnp.asarray, data)
-        self.initial = as_partial(initial) if callable(initial) or initial is None else check.position("initial", initial)
-        self.transform = as_partial(constrain)
+        if initial is None:
+            self.initial = None
+        else:
+            self.initial = as_partial(initial) if callable(initial) else check.position("initial", initial)
+        self.transform = None if constrain is None else as_partial(constrain)
         self.observed = observed
         self.source = source
         self.num_data = self._count(num_data)
@@ -106,7 +118,9 @@ class Posterior:
                 raise ValueError("data were given without log_likelihood; give log_likelihood(position, rows) too.")
             length = check.leading_length("data", self.data)
             if num_data is not None and num_data != length:
-                raise ValueError(f"num_data must be the number of rows of data, {length}; got {num_data}. Leave it out.")
+                raise ValueError(
+                    f"num_data must be the number of rows of data, {length}; got {num_data}. Leave it out."
+                )
             return length
         if self.log_likelihood is None:
             return 0
@@ -143,7 +157,9 @@ class Posterior:
         if self.log_likelihood is None:
             return self.log_prior(position)
         if self.data is None:
-            raise ValueError("The posterior holds no data (they are streamed), so its log density cannot be summed here.")
+            raise ValueError(
+                "The posterior holds no data (they are streamed), so its log density cannot be summed here."
+            )
         return self.log_prior(position) + jnp.sum(self.log_likelihood(position, self.data))
 
     def constrain(self, position: Position) -> dict[str, Array]:

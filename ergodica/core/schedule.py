@@ -19,7 +19,9 @@ def hyperparameter(name: str, value: Any, *, allow_zero: bool = False) -> Hyperp
     """
     if callable(value):
         return value if isinstance(value, jax.tree_util.Partial) else jax.tree_util.Partial(value)
-    return check.positive(name, value, allow_zero=allow_zero, hint="A function of the step count (an optax schedule) is taken too.")
+    return check.positive(
+        name, value, allow_zero=allow_zero, hint="A function of the step count (an optax schedule) is taken too."
+    )
 
 
 def value_at(value: Hyperparameter, count: Array) -> Array:

@@ -55,7 +55,7 @@ def size(tree: PyTree) -> int:
 def all_finite(tree: PyTree) -> Array:
     """Whether no entry is NaN or infinite (scalar bool)."""
     flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+    return jnp.all(jnp.stack(flags)) if flags else jnp.ones((), bool)
 
 
 def ravel(tree: PyTree) -> Array:

@@ -48,10 +48,14 @@ class BlackjaxKernel(AbstractKernel):
         _refuse(batch)
         inner = _call_init(self.inner_init, position, key)
         if not hasattr(inner, "position"):
-            raise TypeError(f"The algorithm's state, {type(inner).__name__}, has no field position; ergodica cannot read its draws.")
+            raise TypeError(
+                f"The algorithm's state, {type(inner).__name__}, has no field position; ergodica cannot read its draws."
+            )
         return BlackjaxState(inner.position, inner)
 
-    def step(self, key: Key, state: BlackjaxState, batch: Batch | None = None) -> tuple[BlackjaxState, dict[str, Array]]:
+    def step(
+        self, key: Key, state: BlackjaxState, batch: Batch | None = None
+    ) -> tuple[BlackjaxState, dict[str, Array]]:
         """Move by the algorithm's step; the info is a dict of its numbers, by ArviZ's names."""
         _refuse(batch)
         inner, info = self.inner_step(key, state.inner)
@@ -184,9 +188,15 @@ def _parameters(function: Callable) -> set[str]:
 
 def _flatten(info: PyTree) -> dict[str, Array]:
     """Scalar entries of an info by ArviZ's names; the rest (momenta, trajectories) is left out."""
-    fields = info._asdict() if hasattr(info, "_asdict") else {}
-    scalars = {_NAMES.get(name, name): value for name, value in fields.items() if isinstance(value, jax.Array) and value.ndim == 0}
-    return {name: value for name, value in scalars.items() if value.dtype == bool or jnp.issubdtype(value.dtype, jnp.number)}
+    fields: dict[str, Any] = info._asdict() if hasattr(info, "_asdict") else {}
+    scalars = {
+        _NAMES.get(name, name): value
+        for name, value in fields.items()
+        if isinstance(value, jax.Array) and value.ndim == 0
+    }
+    return {
+        name: value for name, value in scalars.items() if value.dtype == bool or jnp.issubdtype(value.dtype, jnp.number)
+    }
 
 
 def _refuse(batch: Batch | None) -> None:

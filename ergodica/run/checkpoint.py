@@ -62,7 +62,9 @@ class Store:
         """
         if not (self.path / _MANIFEST).exists():
             if self.path.exists() and any(self.path.iterdir()):
-                raise CheckpointError(f"{self.path} is not empty and holds no checkpoint; give an empty or a new directory.")
+                raise CheckpointError(
+                    f"{self.path} is not empty and holds no checkpoint; give an empty or a new directory."
+                )
             return None
         try:
             manifest = json.loads((self.path / _MANIFEST).read_text())
@@ -71,7 +73,9 @@ class Store:
             saved, progress = manifest["fingerprint"], manifest["progress"]
             self._shards, state_entry = manifest["shards"], manifest["state"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{self.path / _MANIFEST} is damaged ({error!r}); delete the directory to start anew.") from error
+            raise CheckpointError(
+                f"{self.path / _MANIFEST} is damaged ({error!r}); delete the directory to start anew."
+            ) from error
         different = sorted(k for k in self.fingerprint.keys() | saved.keys() if self.fingerprint.get(k) != saved.get(k))
         if different:
             raise CheckpointError(
@@ -115,7 +119,9 @@ class Store:
         if not file.exists():
             raise CheckpointError(f"{file} is missing; delete the directory to start anew.")
         if hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
-            raise CheckpointError(f"{file} is damaged: its hash is not the one in the manifest. Delete the directory to start anew.")
+            raise CheckpointError(
+                f"{file} is damaged: its hash is not the one in the manifest. Delete the directory to start anew."
+            )
         with np.load(file, allow_pickle=False) as archive:
             return [archive[f"arr_{i}"] for i in range(entry["arrays"])]
 
@@ -134,7 +140,9 @@ def fingerprint(tree: PyTree, **settings: Any) -> dict[str, str]:
         array = np.asarray(leaf)
         structure.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype};".encode())
         content.update(np.ascontiguousarray(array).tobytes())
-    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ergodica", "jax", "jaxlib", "equinox"))
+    versions = " ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("ergodica", "jax", "jaxlib", "equinox")
+    )
     return {
         "format": str(_FORMAT),
         "versions": versions,

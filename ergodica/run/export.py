@@ -16,7 +16,7 @@ from ergodica.core.cite import cite
 from ergodica.core.kernel import AbstractKernel
 from ergodica.core.posterior import Posterior
 from ergodica.core.types import PyTree
-from ergodica.run.loop import Count, Record
+from ergodica.run.loop import Count, Probe, Record
 
 if TYPE_CHECKING:
     import xarray
@@ -32,7 +32,10 @@ def describe(algorithm: Any) -> Any:
         return f"schedule {getattr(algorithm.func, '__qualname__', repr(algorithm.func))}"
     if isinstance(algorithm, eqx.Module):
         fields = {f.name: describe(getattr(algorithm, f.name)) for f in dataclasses.fields(algorithm)}
-        return {"class": type(algorithm).__name__, **{name: value for name, value in fields.items() if value is not None}}
+        return {
+            "class": type(algorithm).__name__,
+            **{name: value for name, value in fields.items() if value is not None},
+        }
     if isinstance(algorithm, str | bool | int | float):
         return algorithm
     if isinstance(algorithm, jax.Array | np.ndarray):
@@ -78,7 +81,7 @@ def to_datatree(
     """
     from arviz_base import from_dict
 
-    unconstrained = tree.named_leaves(record.position)
+    unconstrained: dict[str, Any] = tree.named_leaves(record.position)
     groups: dict[str, Any] = {"posterior": unconstrained}
     if posterior is not None:
         groups["posterior"] = constrain(posterior, record.position)
@@ -93,15 +96,17 @@ def to_datatree(
         observed = posterior.observed_data()
         if observed:
             groups["observed_data"] = {name: np.asarray(value) for name, value in observed.items()}
-    datatree = from_dict(groups, dims=dims, coords=coords, attrs={"/": {**_origin(kernel), **attributes}}, check_conventions=False)
+    datatree = from_dict(
+        groups, dims=dims, coords=coords, attrs={"/": {**_origin(kernel), **attributes}}, check_conventions=False
+    )
     if record.probe is not None:
-        datatree["probe"] = _probe_group(record, centre)
+        datatree["probe"] = _probe_group(record.position, record.probe, centre)
     return datatree
 
 
 def sample_stats(record: Record, kernel: AbstractKernel) -> dict[str, np.ndarray]:
     """Statistics by the names that ArviZ uses; ``lp`` only where it is the full log density at the draw."""
-    stats = dict(record.info)
+    stats: dict[str, Any] = dict(record.info)
     if "n_grad" in stats:
         stats["n_grad"] = num_gradients(record, kernel)
     if record.probe is not None:
@@ -123,13 +128,13 @@ def count(words: Count) -> np.ndarray:
     return np.asarray(words.high, np.int64) * (1 << 20) + np.asarray(words.low)
 
 
-def _probe_group(record: Record, centre: np.ndarray) -> "xarray.DataTree":
+def _probe_group(position: PyTree, probe: Probe, centre: np.ndarray) -> "xarray.DataTree":
     import xarray
 
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), record.position)
-    chains, draws, _ = record.probe.temperature.shape
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), position)
+    chains, draws, _ = probe.temperature.shape
     dataset = xarray.Dataset(
-        {"temperature": (("chain", "draw", "coordinate"), record.probe.temperature), "centre": ("coordinate", centre)},
+        {"temperature": (("chain", "draw", "coordinate"), probe.temperature), "centre": ("coordinate", centre)},
         coords={"chain": np.arange(chains), "draw": np.arange(draws), "coordinate": tree.coordinate_names(one)},
     )
     return xarray.DataTree(dataset)

@@ -61,12 +61,12 @@ class Plan(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What independent gradients say at a stored draw.
+    r"""What independent gradients say at a stored draw.
 
     Attributes
     ----------
     temperature : array (num_parameters,)
-        :math:`-(\\theta_i - c_i)\\,\\hat g_i`, whose mean is the temperature of coordinate ``i``.
+        :math:`-(\theta_i - c_i)\,\hat g_i`, whose mean is the temperature of coordinate ``i``.
     grad_noise : scalar or None
         Variance of one gradient, mean over the coordinates; ``None`` where gradients carry no noise.
     value : scalar
@@ -143,8 +143,8 @@ def advance(
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     step = jax.vmap(kernel.step)
 
-    def one_step(i: Array, inner: tuple) -> tuple:
-        state, _, n_grad, first_bad, step_index = inner
+    def one_step(_: Array, inner: tuple) -> tuple:
+        state, scalars, n_grad, first_bad, step_index = inner
         state, info = step(fold(run_keys, step_index), state)
         scalars = _scalars(info)
         bad = ~jax.vmap(tree.all_finite)(state.position)
@@ -188,6 +188,7 @@ def _probe(kernel: AbstractKernel, key: Key, state: Any, centre: Array) -> Probe
     gradient, value, cost, noise = tree.ravel(first.gradient), first.value, first.n_grad, None
     if not kernel.exact_gradient:
         second = kernel.probe(second_key, state)
+        assert second is not None
         other = tree.ravel(second.gradient)
         noise = jnp.mean((gradient - other) ** 2) / 2
         gradient, value, cost = (gradient + other) / 2, (value + second.value) / 2, cost + second.n_grad

@@ -102,6 +102,8 @@ def find_mode(
     key_start, key_climb = jax.random.split(key)
     start = posterior.start(key_start) if initial is None else initial
     start = check.position("initial", start)
+    if posterior.initial is not None:
+        check.same_structure("initial", start, "a position", posterior.shape())
     if method == "lbfgs":
         return _lbfgs(posterior, start, num_steps, float(check.positive("tolerance", tolerance)), show=progress)
     rate = float(check.positive("learning_rate", learning_rate))
@@ -169,7 +171,8 @@ def _adam(
         def one(i: Array, carry: tuple) -> tuple:
             params, state, estimator_state, _, _ = carry
             estimate, estimator_state = gradient.estimate(jax.random.fold_in(key_run, i), params, estimator_state)
-            updates, state = optimiser.update(tree.scale(estimate.gradient, -1.0), state, params)
+            with jax.numpy_dtype_promotion("standard"):  # Optax promotes its int32 count
+                updates, state = optimiser.update(tree.scale(estimate.gradient, -1.0), state, params)
             params = optax.apply_updates(params, updates)
             return params, state, estimator_state, estimate.value, tree.norm(estimate.gradient)
 

@@ -121,7 +121,9 @@ def sample(
         probes=bool(probes),
     )
     if job.num_steps >= 2**31:
-        raise ValueError(f"A chain can make at most 2**31 - 1 steps; num_warmup + thin * num_samples is {job.num_steps}.")
+        raise ValueError(
+            f"A chain can make at most 2**31 - 1 steps; num_warmup + thin * num_samples is {job.num_steps}."
+        )
     key_start, key_init, key_run, key_probe = jax.random.split(key, 4)
     positions = starts(key_start, job.num_chains, initial, job.posterior)
     keys = (jax.random.split(key_run, job.num_chains), jax.random.split(key_probe, job.num_chains))
@@ -143,7 +145,7 @@ def starts(
     keys = jax.random.split(key, num_chains)
     own = None if posterior is None or posterior.initial is None else posterior.shape()
     if initial is None:
-        if own is None:
+        if posterior is None or own is None:
             raise ValueError("Neither the posterior nor the call says where chains start; give initial=.")
         positions = jax.jit(jax.vmap(posterior.start))(keys)
         return check.position("initial", positions)
@@ -236,7 +238,9 @@ class _Run:
         progress, arrays, shards = found
         self.at = _Progress(**progress)
         if self.at.stored > job.num_samples:
-            raise ValueError(f"The checkpoint holds {self.at.stored} draws a chain, more than num_samples={job.num_samples}.")
+            raise ValueError(
+                f"The checkpoint holds {self.at.stored} draws a chain, more than num_samples={job.num_samples}."
+            )
         treedef = jax.tree.structure((self.carry, self.centre))
         carry, self.centre = jax.tree.unflatten(treedef, arrays)
         self.carry = jax.tree.map(jnp.asarray, carry)
@@ -253,7 +257,10 @@ class _Run:
         self._advance(0)
         self.compile_time = time.monotonic() - began
         target = 1
-        with Progress(self.job.num_steps * self.job.num_chains, enabled=progress) as bar, _interruptible() as interrupted:
+        with (
+            Progress(self.job.num_steps * self.job.num_chains, enabled=progress) as bar,
+            _interruptible() as interrupted,
+        ):
             while self.at.step < self.job.num_steps and not interrupted():
                 chunk_began = time.monotonic()
                 done = self._advance(target)
@@ -280,14 +287,14 @@ class _Run:
         since = int(self.carry.since)
         end = job.num_warmup if warming else job.num_steps
         num_steps = min(num_steps, end - at.step, self.num_slots * thin - since)
-        plan = loop.Plan(at.step, at.warmup_stored if warming else job.num_warmup + at.stored, num_steps, thin)
+        plan = (at.step, at.warmup_stored if warming else job.num_warmup + at.stored, num_steps, thin)
         self.carry, self.buffer = loop.advance(
             job.kernel,
             self.carry,
             self.buffer,
             *self.keys,
             jnp.asarray(self.centre, jnp.result_type(float)),
-            jax.tree.map(lambda n: jnp.asarray(n, jnp.int32), plan),
+            loop.Plan(*(jnp.asarray(n, jnp.int32) for n in plan)),
             probes=job.probes,
         )
         jax.block_until_ready(self.carry)
@@ -327,7 +334,11 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint with the draws since the last one."""
         assert self.store is not None
-        new = jax.tree.map(lambda x: x[:, self.saved : self.at.stored], self.draws) if self.at.stored > self.saved else None
+        new = (
+            jax.tree.map(lambda x: x[:, self.saved : self.at.stored], self.draws)
+            if self.at.stored > self.saved
+            else None
+        )
         self.store.save(vars(self.at), jax.device_get((self.carry, self.centre)), new)
         self.saved, self.last_save = self.at.stored, time.monotonic()
 

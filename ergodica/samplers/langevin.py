@@ -105,7 +105,9 @@ class SGLD(AbstractKernel):
         *,
         temperature: Any = 1.0,
     ) -> None:
-        self.gradient = check.instance("gradient", gradient, AbstractGradientEstimator, "such as Minibatch(posterior, batch_size)")
+        self.gradient = check.instance(
+            "gradient", gradient, AbstractGradientEstimator, "such as Minibatch(posterior, batch_size)"
+        )
         self.step_size = hyperparameter("step_size", step_size)
         self.temperature = hyperparameter("temperature", temperature, allow_zero=True)
 
@@ -151,7 +153,9 @@ class SGLD(AbstractKernel):
         return self.gradient.exact
 
 
-def langevin_step(position: Position, gradient: PyTree, noise: PyTree, step_size: Array, temperature: Array) -> Position:
+def langevin_step(
+    position: Position, gradient: PyTree, noise: PyTree, step_size: Array, temperature: Array
+) -> Position:
     r"""Euler–Maruyama step :math:`\theta + h g + \sqrt{2 h T}\,\xi` (Welling and Teh 2011, equation 4, :math:`\epsilon = 2h`)."""
     moved = tree.axpy(step_size, gradient, position)
     return tree.axpy(jnp.sqrt(2 * step_size * temperature), noise, moved)

@@ -12,8 +12,7 @@ from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.kernel import AbstractKernel
 from ergodica.core.schedule import Hyperparameter, hyperparameter, value_at
 from ergodica.core.types import Batch, Estimate, Key, Position, PyTree
-from ergodica.samplers.letters import drift, euler_friction, friction_and_noise, free_flow, kick
-from ergodica.samplers.langevin import LangevinInfo
+from ergodica.samplers.letters import drift, euler_friction, free_flow, friction_and_noise, kick
 
 MOVES = frozenset("AU")
 NOISY = frozenset("OUE")
@@ -143,7 +142,9 @@ class Splitting(AbstractKernel):
         reuse_gradient: bool = True,
     ) -> None:
         self.scheme = check_scheme(scheme)
-        self.gradient = check.instance("gradient", gradient, AbstractGradientEstimator, "such as Minibatch(posterior, batch_size)")
+        self.gradient = check.instance(
+            "gradient", gradient, AbstractGradientEstimator, "such as Minibatch(posterior, batch_size)"
+        )
         self.step_size = hyperparameter("step_size", step_size)
         self.friction = check.positive("friction", friction, allow_zero=True)
         self.mass = jax.tree.map(lambda m: check.positive("mass", m), mass)
@@ -170,7 +171,7 @@ class Splitting(AbstractKernel):
         """Apply the letters of the scheme from left to right."""
         h, temperature = value_at(self.step_size, state.count), value_at(self.temperature, state.count)
         theta, p, gradient_state, force = state.position, state.momentum, state.gradient, state.force
-        mass, n_grad, latest = self._masses(theta), jnp.zeros((), jnp.int32), state.force
+        mass, n_grad = self._masses(theta), jnp.zeros((), jnp.int32)
         for letter, key_letter in zip(self.scheme, jax.random.split(key, len(self.scheme)), strict=True):
             t = h / self.scheme.count(letter)
             if letter == "B":
@@ -178,14 +179,8 @@ class Splitting(AbstractKernel):
                     estimate, gradient_state = self.gradient.estimate(key_letter, theta, gradient_state, batch)
                     force, n_grad = Force(estimate.gradient, estimate.value), n_grad + estimate.n_grad
                 p, latest = kick(p, force.gradient, t), force
-            elif letter == "A":
-                theta = drift(theta, p, mass, t)
-            elif letter == "U":
-                noise = rng.normal_like(key_letter, (theta, p))
-                theta, p = free_flow(theta, p, mass, noise, t, self.friction, temperature)
             else:
-                flow = friction_and_noise if letter == "O" else euler_friction
-                p = flow(p, mass, rng.normal_like(key_letter, p), t, self.friction, temperature)
+                theta, p = self._flow(letter, key_letter, theta, p, mass, t, temperature)
             if letter in MOVES or not self.reuse_gradient:
                 force = None
         info = SplittingInfo(
@@ -213,6 +208,17 @@ class Splitting(AbstractKernel):
         """Whether the gradient carries no noise (the law may be biased by the step all the same)."""
         return self.gradient.exact
 
+    def _flow(
+        self, letter: str, key: Key, theta: Position, p: PyTree, mass: PyTree, t: Array, temperature: Array
+    ) -> tuple[Position, PyTree]:
+        """Apply a letter that does not see the target."""
+        if letter == "A":
+            return drift(theta, p, mass, t), p
+        if letter == "U":
+            return free_flow(theta, p, mass, rng.normal_like(key, (theta, p)), t, self.friction, temperature)
+        flow = friction_and_noise if letter == "O" else euler_friction
+        return theta, flow(p, mass, rng.normal_like(key, p), t, self.friction, temperature)
+
     @property
     def _carries_force(self) -> bool:
         """Whether the first kick of a step stands where the last one of the step before stood."""
@@ -239,8 +245,11 @@ def check_scheme(scheme: str) -> str:
     unknown = sorted(set(scheme) - LETTERS)
     if unknown:
         raise ValueError(f"scheme {scheme!r} has the unknown letters {unknown}; the letters are A, B, O, U and E.")
-    for needed, why in ((MOVES, "A or U, or the position never moves"), (set("B"), "B, or it never sees the target"),
-                        (NOISY, "O, U or E, or there is no noise")):
+    for needed, why in (
+        (MOVES, "A or U, or the position never moves"),
+        (set("B"), "B, or it never sees the target"),
+        (NOISY, "O, U or E, or there is no noise"),
+    ):
         if not needed & set(scheme):
             raise ValueError(f"scheme {scheme!r} needs {why}; 'BAOAB' is a good default.")
     return scheme

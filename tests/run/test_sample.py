@@ -75,7 +75,9 @@ def test_groups_and_attributes(sampler):
     dt = run(sampler, thin=2)
     assert set(dt.children) == {"posterior", "unconstrained_posterior", "sample_stats", "observed_data", "probe"}
     assert set(dt.posterior.data_vars) == {"mu", "twice"}
-    assert {"lp_minibatch", "t_conf", "grad_noise", "n_grad", "step_size", "diverging"} <= set(dt.sample_stats.data_vars)
+    assert {"lp_minibatch", "t_conf", "grad_noise", "n_grad", "step_size", "diverging"} <= set(
+        dt.sample_stats.data_vars
+    )
     assert "lp" not in dt.sample_stats
     np.testing.assert_allclose(dt.posterior["twice"], 2 * dt.posterior["mu"], rtol=1e-6)
     np.testing.assert_array_equal(dt.sample_stats["n_grad"], 2 * 7)
@@ -90,7 +92,7 @@ def test_attributes_survive_netcdf(sampler, tmp_path):
     dt = run(sampler)
     dt.to_netcdf(tmp_path / "run.nc", engine="h5netcdf")
     with xarray.open_datatree(tmp_path / "run.nc", engine="h5netcdf") as back:
-        assert {k: v for k, v in back.attrs.items()} == dt.attrs
+        assert dict(back.attrs) == dt.attrs
         np.testing.assert_array_equal(back.posterior["mu"].values, dt.posterior["mu"].values)
 
 

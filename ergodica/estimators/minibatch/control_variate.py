@@ -81,9 +81,11 @@ class ControlVariate(AbstractGradientEstimator):
         self, key: Key, params: PyTree, state: MinibatchState, batch: Batch | None = None
     ) -> tuple[Estimate, MinibatchState]:
         """Estimate the gradient at ``params`` from the next batch, or from the one given."""
-        if batch is None:
+        if batch is not None:
+            batch = as_batch(batch)
+        else:
             batch, state = self.minibatch.draw(key, state)
-        return self.at(params, as_batch(batch)), state
+        return self.at(params, batch), state
 
     def probe(self, key: Key, params: PyTree, state: MinibatchState) -> Estimate:  # noqa: ARG002
         """Estimate from a batch that is independent of the epoch."""
@@ -114,7 +116,9 @@ def full_likelihood_gradient(posterior: Posterior, position: PyTree) -> tuple[Ar
     def add_chunk(total: tuple, rows: PyTree) -> tuple[tuple, None]:
         return tree.add(total, of_rows(rows)), None
 
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_rows, jax.tree.map(lambda x: x[:1], posterior.data)))
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_rows, jax.tree.map(lambda x: x[:1], posterior.data))
+    )
     total, _ = jax.lax.scan(add_chunk, zero, body)
     if rest:
         total = tree.add(total, of_rows(jax.tree.map(lambda x: x[n - rest :], posterior.data)))

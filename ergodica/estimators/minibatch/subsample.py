@@ -18,9 +18,9 @@ type Scheme = Literal["blocks", "uniform", "full"]
 
 
 class MinibatchState(NamedTuple):
-    """Where the epoch stands (``None`` for the schemes that have none)."""
+    """Where the epoch stands: a `reshuffle.Cursor`, or ``None`` for the schemes that have none."""
 
-    cursor: reshuffle.Cursor | None
+    cursor: Any
 
 
 class Minibatch(AbstractGradientEstimator):
@@ -154,7 +154,7 @@ class Minibatch(AbstractGradientEstimator):
         data = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, length), self.rows)
         if num_long == 0:
             return Batch(data, jnp.full((length,), k / n))
-        place = begin + jnp.arange(length) - first
+        place = begin + jnp.arange(length, dtype=jnp.int32) - first
         inside = (place >= 0) & (place < jnp.where(index < num_long, short + 1, short))
         return Batch(data, jnp.where(inside, k / n, 0.0))
 
@@ -178,9 +178,11 @@ class Minibatch(AbstractGradientEstimator):
         self, key: Key, params: PyTree, state: MinibatchState, batch: Batch | None = None
     ) -> tuple[Estimate, MinibatchState]:
         """Estimate the gradient at ``params`` from the next batch, or from the one given."""
-        if batch is None and self.target.num_data:
+        if batch is not None:
+            batch = as_batch(batch)
+        elif self.target.num_data:
             batch, state = self.draw(key, state)
-        return self.at(params, as_batch(batch)), state
+        return self.at(params, batch), state
 
     def probe(self, key: Key, params: PyTree, state: MinibatchState) -> Estimate | None:  # noqa: ARG002
         """Estimate from a batch that is independent of the epoch; ``None`` where the data are streamed."""
@@ -206,10 +208,9 @@ class Minibatch(AbstractGradientEstimator):
             )
 
 
-def as_batch(batch: Any) -> Batch | None:
+def as_batch(batch: Any) -> Batch:
     """Take a `Batch`, or rows of data that each count the same."""
-    if batch is None or isinstance(batch, Batch):
+    if isinstance(batch, Batch):
         return batch
     length = check.leading_length("batch", batch)
     return Batch(batch, jnp.full((length,), 1.0 / length))
-
