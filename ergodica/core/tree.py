@@ -69,9 +69,12 @@ def select(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
 
 
 def path_name(path: tuple, *, root: str = "position") -> str:
-    """Name of a leaf from its key path: nested names are joined by dots, a bare array is called ``root``."""
+    """Name of a leaf from its key path: nested names are joined by dots, a bare array is called ``root``.
+
+    Slashes, which xarray refuses, become dots too.
+    """
     parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    return ".".join(parts) or root
+    return ".".join(parts).replace("/", ".") or root
 
 
 def named_leaves(tree: PyTree, *, root: str = "position") -> dict[str, Array]:

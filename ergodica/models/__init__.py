@@ -1,0 +1,30 @@
+"""What is sampled: programs, and where their chains start.
+
+Imported at first use, since they need NumPyro.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ergodica.models.numpyro import from_numpyro as from_numpyro
+    from ergodica.models.numpyro_start import start_at as start_at
+    from ergodica.models.numpyro_start import start_from_guide as start_from_guide
+
+_LAZY = {
+    "from_numpyro": "ergodica.models.numpyro",
+    "start_at": "ergodica.models.numpyro_start",
+    "start_from_guide": "ergodica.models.numpyro_start",
+}
+
+__all__ = ["from_numpyro", "start_at", "start_from_guide"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ergodica.models' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
