@@ -6,6 +6,13 @@ from typing import Any
 import equinox as eqx
 
 BIBLIOGRAPHY: dict[str, str] = {
+    "abadi2016": """@inproceedings{abadi2016,
+  author = {Abadi, Martin and Chu, Andy and Goodfellow, Ian and McMahan, H. Brendan and Mironov, Ilya and Talwar, Kunal
+    and Zhang, Li},
+  title = {Deep Learning with Differential Privacy},
+  booktitle = {Proceedings of the 2016 ACM SIGSAC Conference on Computer and Communications Security},
+  pages = {308--318}, year = {2016}
+}""",
     "alamo2016": """@article{alamo2016,
   author = {Alamo, A. and Sanz-Serna, J. M.},
   title = {A Technique for Studying Strong and Weak Local Errors of Splitting Stochastic Integrators},
@@ -16,15 +23,56 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Control Variates for Stochastic Gradient {MCMC}},
   journal = {Statistics and Computing}, volume = {29}, pages = {599--615}, year = {2019}
 }""",
+    "defazio2014": """@inproceedings{defazio2014,
+  author = {Defazio, Aaron and Bach, Francis and Lacoste-Julien, Simon},
+  title = {{SAGA}: A Fast Incremental Gradient Method with Support for Non-Strongly Convex Composite Objectives},
+  booktitle = {Advances in Neural Information Processing Systems 27}, year = {2014}
+}""",
+    "dubey2016": """@inproceedings{dubey2016,
+  author = {Dubey, Avinava and Reddi, Sashank J. and Póczos, Barnabás and Smola, Alexander J. and Xing, Eric P. and
+    Williamson, Sinead A.},
+  title = {Variance Reduction in Stochastic Gradient {L}angevin Dynamics},
+  booktitle = {Advances in Neural Information Processing Systems 29}, year = {2016}
+}""",
+    "johnson2013": """@inproceedings{johnson2013,
+  author = {Johnson, Rie and Zhang, Tong},
+  title = {Accelerating Stochastic Gradient Descent using Predictive Variance Reduction},
+  booktitle = {Advances in Neural Information Processing Systems 26}, year = {2013}
+}""",
     "leimkuhler2013": """@article{leimkuhler2013,
   author = {Leimkuhler, Benedict and Matthews, Charles},
   title = {Rational Construction of Stochastic Numerical Methods for Molecular Sampling},
   journal = {Applied Mathematics Research eXpress}, volume = {2013}, number = {1}, pages = {34--56}, year = {2013}
 }""",
+    "pillutla2022": """@article{pillutla2022,
+  author = {Pillutla, Krishna and Kakade, Sham M. and Harchaoui, Zaid},
+  title = {Robust Aggregation for Federated Learning},
+  journal = {IEEE Transactions on Signal Processing}, volume = {70}, pages = {1142--1154}, year = {2022}
+}""",
+    "polyak1992": """@article{polyak1992,
+  author = {Polyak, Boris T. and Juditsky, Anatoli B.},
+  title = {Acceleration of Stochastic Approximation by Averaging},
+  journal = {SIAM Journal on Control and Optimization}, volume = {30}, number = {4}, pages = {838--855}, year = {1992}
+}""",
+    "putcha2023": """@inproceedings{putcha2023,
+  author = {Putcha, Srshti and Nemeth, Christopher and Fearnhead, Paul},
+  title = {Preferential Subsampling for Stochastic Gradient {L}angevin Dynamics},
+  booktitle = {Proceedings of the 26th International Conference on Artificial Intelligence and Statistics}, year = {2023}
+}""",
+    "welford1962": """@article{welford1962,
+  author = {Welford, B. P.},
+  title = {Note on a Method for Calculating Corrected Sums of Squares and Products},
+  journal = {Technometrics}, volume = {4}, number = {3}, pages = {419--420}, year = {1962}
+}""",
     "welling2011": """@inproceedings{welling2011,
   author = {Welling, Max and Teh, Yee Whye},
   title = {Bayesian Learning via Stochastic Gradient {L}angevin Dynamics},
   booktitle = {Proceedings of the 28th International Conference on Machine Learning}, pages = {681--688}, year = {2011}
+}""",
+    "yin2018": """@inproceedings{yin2018,
+  author = {Yin, Dong and Chen, Yudong and Ramchandran, Kannan and Bartlett, Peter},
+  title = {Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates},
+  booktitle = {Proceedings of the 35th International Conference on Machine Learning}, year = {2018}
 }""",
 }
 

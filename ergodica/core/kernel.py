@@ -45,6 +45,14 @@ class AbstractKernel(eqx.Module):
         """Estimate log density and gradient at ``state.position``, independently of the chain; ``None`` if it cannot."""
         return None
 
+    def summary(self, state: Any) -> dict[str, Any]:  # noqa: ARG002  (a default)
+        """What a chain has gathered over the whole run: arrays, and dicts of arrays, by name.
+
+        `ergodica.sample` calls it once a chain at the end, and stores the arrays in the group ``summary`` and each dict in a
+        group below it.
+        """
+        return {}
+
     @property
     def posterior(self) -> Any:
         """The posterior that is sampled, or ``None``."""

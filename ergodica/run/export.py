@@ -63,6 +63,7 @@ def to_datatree(
     kernel: AbstractKernel,
     posterior: Posterior | None,
     centre: np.ndarray,
+    summary: dict[str, Any],
     attributes: dict[str, Any],
 ) -> "xarray.DataTree":
     """Make the result of a run.
@@ -76,6 +77,8 @@ def to_datatree(
         Constrains the draws, names their axes and gives the data.
     centre : array (num_parameters,)
         Of the configurational temperature.
+    summary : dict
+        From `summarise`.
     attributes : dict
         Of the root; strings, ints and floats only (netCDF takes no others).
     """
@@ -101,6 +104,8 @@ def to_datatree(
     )
     if record.probe is not None:
         datatree["probe"] = _probe_group(record.position, record.probe, centre)
+    if summary:
+        _add_summary(datatree, summary)
     return datatree
 
 
@@ -112,7 +117,8 @@ def sample_stats(record: Record, kernel: AbstractKernel) -> dict[str, np.ndarray
     if record.probe is not None:
         stats.pop("lp_minibatch", None)
         stats["lp" if kernel.exact_gradient else "lp_minibatch"] = record.probe.value
-        stats["t_conf"] = record.probe.temperature.mean(axis=-1)
+        with np.errstate(over="ignore", invalid="ignore"):  # of chains on their way to infinity
+            stats["t_conf"] = record.probe.temperature.mean(axis=-1)
         if record.probe.grad_noise is not None:
             stats["grad_noise"] = record.probe.grad_noise
     return stats
@@ -138,6 +144,24 @@ def _probe_group(position: PyTree, probe: Probe, centre: np.ndarray) -> "xarray.
         coords={"chain": np.arange(chains), "draw": np.arange(draws), "coordinate": tree.coordinate_names(one)},
     )
     return xarray.DataTree(dataset)
+
+
+def summarise(kernel: AbstractKernel, states: Any) -> dict[str, Any]:
+    """Give what the kernel has gathered in each chain (see `AbstractKernel.summary`), as NumPy arrays."""
+    return jax.device_get(jax.jit(lambda kernel, states: jax.vmap(kernel.summary)(states))(kernel, states))
+
+
+def _add_summary(datatree: "xarray.DataTree", summary: dict[str, Any]) -> None:
+    import xarray
+    from arviz_base import dict_to_dataset
+
+    def dataset(values: dict[str, Any]) -> "xarray.Dataset":
+        return dict_to_dataset(values, sample_dims=["chain"], check_conventions=False) if values else xarray.Dataset()
+
+    below = {name: value for name, value in summary.items() if isinstance(value, dict)}
+    datatree["summary"] = xarray.DataTree(dataset({k: v for k, v in summary.items() if k not in below}))
+    for name, values in below.items():
+        datatree[f"summary/{name}"] = xarray.DataTree(dataset(values))
 
 
 def _origin(kernel: AbstractKernel) -> dict[str, Any]:

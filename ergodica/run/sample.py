@@ -382,7 +382,8 @@ class _Run:
             "result": str(outcome.result),
             "result_message": outcome.message(),
         }
-        return export.to_datatree(draws, job.kernel, job.posterior, self.centre, attributes)
+        summary = export.summarise(job.kernel, self.carry.state)
+        return export.to_datatree(draws, job.kernel, job.posterior, self.centre, summary, attributes)
 
 
 @contextmanager

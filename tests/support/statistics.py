@@ -1,31 +1,28 @@
-"""Statistical assertions with a stated power."""
+"""Statistical tests with one tiny false-alarm rate, and with their power written down."""
 
 import numpy as np
 
-LIMIT = 5.0
-"""In standard errors: a false alarm about once in two million tests."""
+THRESHOLD = 5.0  # two-sided: 6e-7 a comparison
+REJECTION = 8.0  # what a mutant must exceed
+
+
+def standard_error(replicates):
+    """Standard error of the mean over independent replicates (leading axis), from their spread."""
+    return np.asarray(replicates, np.float64).std(axis=0, ddof=1) / np.sqrt(len(replicates))
 
 
 def z_scores(replicates, exact):
-    """(mean - exact) / standard error, for independent replicates along the leading axis."""
-    replicates = np.asarray(replicates, float)
-    error = replicates.std(0, ddof=1) / np.sqrt(len(replicates))
-    return (replicates.mean(0) - np.asarray(exact, float)) / error, error
+    """z of the mean over independent replicates (leading axis) against exact values, entry by entry."""
+    return (np.asarray(replicates, np.float64).mean(axis=0) - exact) / standard_error(replicates)
 
 
-def assert_mean_close(replicates, exact, *, detects):
-    """Fail where a mean is off by more than five standard errors, or where the test could not see ``detects`` of the value.
+def assert_mean(replicates, exact, *, smallest_error):
+    """Assert that the mean over the replicates is what it should be.
 
-    Parameters
-    ----------
-    replicates : array (num_replicates, ...)
-        Independent along the leading axis.
-    exact : array
-        What their mean should be.
-    detects : float
-        The relative error that the test must be able to see: five standard errors, over the exact value.
+    Fails where an error of ``smallest_error`` (relative to the largest exact value) would not be seen at the threshold: a
+    test without power must not pass.
     """
-    z, error = z_scores(replicates, exact)
-    smallest = LIMIT * error / np.abs(np.asarray(exact, float))
-    assert np.all(smallest <= detects), f"can only see relative errors above {smallest.max():.3g}"
-    assert np.all(np.abs(z) < LIMIT), f"z = {z}, means {np.mean(replicates, 0)} against {exact}"
+    visible = THRESHOLD * np.max(standard_error(replicates)) / np.max(np.abs(exact))
+    assert visible <= smallest_error, f"the smallest error that could be seen is {visible:.3g}, not {smallest_error}"
+    z = z_scores(replicates, exact)
+    assert np.max(np.abs(z)) < THRESHOLD, f"z = {np.round(z, 1)}"

@@ -4,6 +4,7 @@ Nothing is sorted, scattered or branched upon, so a vmapped chain costs what a s
 two words and a cursor.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -33,12 +34,14 @@ def advance(key: Key, cursor: Cursor, num_blocks: int) -> tuple[Array, Cursor]:
     block = permutation_at(cursor.words, cursor.position, num_blocks)
     following = cursor.position + 1
     ended = following == num_blocks
-    words = jnp.where(ended, jax.random.bits(key, (2,), jnp.uint32), cursor.words)
+    # the key of a call is fresh random words itself: no need to hash it again at each step, for use once an epoch
+    words = jnp.where(ended, jax.random.key_data(key)[:2], cursor.words)
     # without the barrier the compiler fuses the permutation into the slice and evaluates it once an element
     block = jax.lax.optimization_barrier(block)
     return block, Cursor(words, jnp.where(ended, 0, following))
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def permutation_at(words: Array, position: Array, size: int) -> Array:
     """Evaluate a keyed permutation of ``0 … size-1`` at one position.
 
