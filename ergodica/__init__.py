@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ergodica.diagnostics.checks import diagnose as diagnose
     from ergodica.diagnostics.gradients import compare_gradients as compare_gradients
     from ergodica.diagnostics.predictive import predictive as predictive
+    from ergodica.diagnostics.reference import reference_table as reference_table
     from ergodica.diagnostics.report import report as report
     from ergodica.integrations.blackjax import from_blackjax as from_blackjax
     from ergodica.integrations.blackjax import to_blackjax as to_blackjax
@@ -34,6 +35,7 @@ _LAZY = {
     "from_blackjax": "ergodica.integrations.blackjax",
     "from_numpyro": "ergodica.models.numpyro",
     "predictive": "ergodica.diagnostics.predictive",
+    "reference_table": "ergodica.diagnostics.reference",
     "report": "ergodica.diagnostics.report",
     "to_blackjax": "ergodica.integrations.blackjax",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "integrations",
     "models",
     "predictive",
+    "reference_table",
     "report",
     "sample",
     "samplers",

@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 if TYPE_CHECKING:
-    from ergodica.diagnostics.gradients import BiasTest, Moments, Target
+    from ergodica.diagnostics.gradient_statistics import BiasTest, Moments, Target
     from ergodica.diagnostics.timing import Times
 
 
@@ -50,7 +50,7 @@ class GradientComparison(xr.Dataset):
             height = rows + 0.12 * (j - (self.sizes["point"] - 1) / 2)
             at_point = self.isel(point=j)
             _draw_work(work_axes, at_point, height, label=f"point {self['point'].values[j]}")
-            bias_axes.plot(np.abs(at_point["z"]).max("coordinate"), height, "o", color=f"C{j}")
+            bias_axes.plot(abs(at_point["z"]).max("coordinate"), height, "o", color=f"C{j}")
         work_axes.set(xscale="log", xlabel=f"variance × {self._cost_name}")
         work_axes.set_yticks(rows, list(self["estimator"].values))
         work_axes.invert_yaxis()

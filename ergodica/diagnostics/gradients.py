@@ -1,7 +1,7 @@
 """Comparison of gradient estimators: whether they are right, how noisy they are, and what they cost."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -12,6 +12,14 @@ from ergodica.core import check, rng, tree
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.posterior import Posterior
 from ergodica.core.types import Key, PyTree
+from ergodica.diagnostics.gradient_statistics import (
+    Moments,
+    Replicates,
+    Target,
+    judge_bias,
+    summarise,
+    weigh_by_precision,
+)
 from ergodica.diagnostics.timing import time_estimators
 
 if TYPE_CHECKING:
@@ -124,12 +132,13 @@ def compare_gradients(
         ]
         for i, (name, estimator) in enumerate(estimators.items())
     }
-    moments = {name: [_moments(r, confidence) for r in row] for name, row in replicates.items()}
+    moments = {name: [summarise(r, confidence) for r in row] for name, row in replicates.items()}
     targets = [_target(reference, j, point, estimators, moments) for j, point in enumerate(points)]
     num_tests = len(estimators) * len(points) * len(targets[0].gradient)
     tests = {
         name: [
-            _test(name, row[j], targets[j], (1 - confidence) / num_tests, bias_tolerance) for j in range(len(points))
+            judge_bias(name, row[j], targets[j], (1 - confidence) / num_tests, bias_tolerance)
+            for j in range(len(points))
         ]
         for name, row in moments.items()
     }
@@ -144,49 +153,6 @@ def compare_gradients(
         "num_tests": num_tests,
     }
     return assemble(moments, tests, targets, times, tree.coordinate_names(points[0]), attrs)
-
-
-class Replicates(NamedTuple):
-    """Independent estimates at one point: ``gradients`` (R, D) and mean cost in datum gradients (NaN where not counted)."""
-
-    gradients: np.ndarray
-    cost: float
-
-
-class Moments(NamedTuple):
-    """What the replicates say: ``mean`` and ``squared_error`` of the mean (D,); total variance with its interval."""
-
-    mean: np.ndarray
-    squared_error: np.ndarray
-    num_repeats: int
-    variance: float
-    lower: float
-    upper: float
-    cost: float
-
-
-class Target(NamedTuple):
-    """What means are held against.
-
-    ``gradient`` (D,), what ``rounding`` may do to it (D,), and the ``weights`` (by estimator) with which the estimators'
-    own means enter it.
-    """
-
-    gradient: np.ndarray
-    rounding: np.ndarray
-    weights: dict[str, np.ndarray]
-    squared_errors: dict[str, np.ndarray]
-
-
-class BiasTest(NamedTuple):
-    """The test of one estimator at one point; ``bias``, ``standard_error`` and ``z`` are (D,), ``p_value`` is the smallest."""
-
-    bias: np.ndarray
-    standard_error: np.ndarray
-    z: np.ndarray
-    p_value: float
-    bias_bound: float
-    verdict: str
 
 
 def _check_estimators(
@@ -271,28 +237,6 @@ def _first_estimates(estimator: AbstractGradientEstimator, keys: Key, point: PyT
     return jax.lax.map(first_estimate, keys, batch_size=_LANES)
 
 
-def _moments(replicates: Replicates, confidence: float) -> Moments:
-    """Mean, total variance, and a normal interval for the logarithm of the mean squared deviation."""
-    from scipy.stats import t as student
-
-    r = len(replicates.gradients)
-    mean = replicates.gradients.mean(axis=0)
-    squares = (replicates.gradients - mean) ** 2
-    deviations = squares.sum(axis=1) * r / (r - 1)
-    variance = float(deviations.mean())
-    relative_error = deviations.std(ddof=1) / np.sqrt(r) / variance if variance > 0 else 0.0
-    factor = np.exp(student.ppf(0.5 + confidence / 2, r - 1) * relative_error)
-    return Moments(
-        mean=mean,
-        squared_error=squares.sum(axis=0) / (r - 1) / r,
-        num_repeats=r,
-        variance=variance,
-        lower=variance / factor,
-        upper=variance * factor,
-        cost=replicates.cost,
-    )
-
-
 def _target(
     reference: str,
     j: int,
@@ -308,14 +252,9 @@ def _target(
         gradient, absolute = jax.device_get(_exact_gradient(_holder_of_data(estimators), point))
         return Target(gradient.astype(np.float64), unit * absolute.astype(np.float64), {}, squared_errors)
     if reference == "pooled":
-        rounding = unit * np.max([np.abs(mean) for mean in means.values()], axis=0)
-        tiny = np.finfo(float).tiny
-        precision = {name: 1 / (v + rounding**2 + tiny) for name, v in squared_errors.items()}
-        total = sum(precision.values())
-        weights = {name: p / total for name, p in precision.items()}
+        weights, rounding = weigh_by_precision(means, squared_errors, unit)
     else:
-        rounding = unit * np.abs(means[reference])
-        weights = {reference: np.ones_like(means[reference])}
+        weights, rounding = {reference: np.ones_like(means[reference])}, unit * np.abs(means[reference])
     gradient = np.sum([w * means[name] for name, w in weights.items()], axis=0)
     return Target(gradient, rounding, weights, squared_errors)
 
@@ -334,26 +273,3 @@ def _exact_gradient(posterior: Any, point: PyTree) -> tuple:
 
     terms = jax.lax.map(lambda row: jnp.abs(of_one(row)), posterior.data, batch_size=_ROWS)
     return gradient, prior + jnp.sum(terms, axis=0)
-
-
-def _test(name: str, moments: Moments, target: Target, level: float, bias_tolerance: float) -> BiasTest:
-    """Test each coordinate's bias at a level that is corrected for the number of tests, and bound the largest."""
-    from scipy.stats import t as student
-
-    weights = {name: np.zeros_like(target.gradient)} | target.weights
-    squared_error = sum(
-        ((other == name) - weight) ** 2 * target.squared_errors[other] for other, weight in weights.items()
-    )
-    error = np.sqrt(squared_error + target.rounding**2)
-    bias = moments.mean - target.gradient
-    safe = np.where(error > 0, error, 1.0)
-    z = np.where(error > 0, bias / safe, np.where(bias == 0, 0.0, np.inf))
-    freedom = np.where(squared_error > 0, moments.num_repeats - 1, np.inf)
-    smallest = float(np.min(2 * student.sf(np.abs(z), freedom)))
-    quantile = student.isf(level / 2, freedom)
-    bound, scale = float(np.max(np.abs(bias) + quantile * error)), float(np.max(np.abs(target.gradient)))
-    relative = bound / scale if scale > 0 else (0.0 if bound == 0 else np.inf)
-    mere_rounding = bound <= 2 * float(np.max(quantile * target.rounding))
-    unbiased = relative <= bias_tolerance or mere_rounding
-    verdict = "biased" if smallest < level else "unbiased" if unbiased else "undecided"
-    return BiasTest(bias, error, z, smallest, relative, verdict)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -53,7 +54,7 @@ def _calls_that_can_be_timed(estimator: AbstractGradientEstimator, point: PyTree
 
 def _seconds(estimator: AbstractGradientEstimator, point: PyTree, calls: int) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(_run(estimator, jax.random.key(0), point, np.int32(calls)))
+    jax.block_until_ready(_run(estimator, jax.random.key(0), point, jnp.asarray(calls, jnp.int32)))
     return time.perf_counter() - start
 
 

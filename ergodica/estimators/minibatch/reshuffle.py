@@ -48,7 +48,7 @@ def permutation_at(words: Array, position: Array, size: int) -> Array:
     A swap-or-not shuffle (Hoang, Morris, Rogaway 2012): each round pairs ``x`` with ``k - x`` (mod ``size``) for a
     random ``k`` and swaps the pair or not, by a bit that depends on the pair alone. The order is then reversed or not
     by one more bit, which makes the probability that ``i`` comes before ``j`` one half for every pair, whatever the
-    rounds do: the second-order accuracy of reshuffled blocks rests on this.
+    rounds do: what the order of two blocks does to first order then cancels on average.
     """
     if size == 1:
         return jnp.zeros((), jnp.int32)
