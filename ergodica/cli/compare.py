@@ -9,6 +9,7 @@ from ergodica.cli import options
 from ergodica.cli.errors import RUN_PROBLEM, CallError, did_you_mean, listed, wrong_calls
 
 if TYPE_CHECKING:
+    import pandas
     from rich.console import Console
 
     from ergodica.diagnostics.gradient_table import GradientComparison
@@ -60,7 +61,7 @@ def compare(
         )
         from rich.console import Console
 
-        print_tables(Console(), table, at)
+        print_tables(Console(), table)
         if out is not None:
             table.to_netcdf(out, engine="h5netcdf")
         if plot is not None:
@@ -91,37 +92,47 @@ def _run(model_settings: dict, names: list[str], at: list[str], num_repeats: int
         estimators[name] = make_gradient(key, posterior, batch_size or 0, scheme, control_variate=False)
         if kind == "control-variate":
             estimators[name] = ControlVariate(estimators[name], points["mode"])
-    return compare_gradients(key, estimators, [points[point] for point in at], num_repeats=num_repeats)
+    comparison = compare_gradients(key, estimators, [points[point] for point in at], num_repeats=num_repeats)
+    return comparison.assign_coords(point=at)
 
 
-def print_tables(console: "Console", comparison: "GradientComparison", points: list[str]) -> None:
-    """Lay the comparison out for a terminal, one table for each point, and say how to read it."""
+def print_tables(console: "Console", comparison: "GradientComparison") -> None:
+    """Lay the comparison out for a terminal, one table for each labelled point, and say how to read it."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    for j, point in enumerate(points):
+    for point, frame in readable(comparison).items():
         table = Table(
             title=f"Gradient estimators at the {point}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
         )
         table.show_edge = False
         table.add_column("estimator", no_wrap=True)
-        table.add_column("bias")
-        for name in ("below", "variance", "±", "gradients", "time", "work"):
-            table.add_column(name, justify="right")
-        for estimator, row in comparison.summary.loc[j].iterrows():
-            spread = 50 * (row.variance_upper - row.variance_lower) / row.variance if row.variance else 0.0
-            table.add_row(
-                str(estimator),
-                row.verdict,
-                _percent(row.bias_bound),
-                f"{row.variance:.1e}",
-                f"{spread:.0f}%",
-                f"{row.datum_gradients:,.0f}",
-                f"{row.time_ratio:.2f}",
-                f"{row.relative_work:.2g}",
-            )
+        for name in frame.columns:
+            table.add_column(name, justify="left" if name == "bias" else "right")
+        for estimator, row in frame.iterrows():
+            table.add_row(str(estimator), *row)
         console.print(table, "")
     console.print(CAPTION)
+
+
+def readable(comparison: "GradientComparison") -> "dict[str, pandas.DataFrame]":
+    """Give the comparison for readers: by labelled point, a table of text with a row an estimator (see `CAPTION`)."""
+    import pandas
+
+    summary = comparison.summary
+    half_width = 50 * (summary.variance_upper - summary.variance_lower) / summary.variance.where(summary.variance > 0)
+    text = pandas.DataFrame(
+        {
+            "bias": summary.verdict,
+            "below": summary.bias_bound.map(_percent),
+            "variance": summary.variance.map("{:.1e}".format),
+            "±": half_width.fillna(0.0).map("{:.0f}%".format),
+            "gradients": summary.datum_gradients.map("{:,.0f}".format),
+            "time": summary.time_ratio.map("{:.2f}".format),
+            "work": summary.relative_work.map("{:.2g}".format),
+        }
+    )
+    return {str(point): text.loc[point] for point in comparison["point"].values}
 
 
 def _percent(bound: float) -> str:

@@ -83,9 +83,10 @@ def demo(
     start = jax.tree.map(lambda x: 0 * x, mode.position)
     points = {"mode": mode.position, "typical posterior draw": typical, "origin": start}
     comparison = erg.compare_gradients(key_compare, estimators, list(points.values()))
+    comparison = comparison.assign_coords(point=list(points))
     from ergodica.cli.compare import print_tables
 
-    print_tables(console, comparison, list(points))
+    print_tables(console, comparison)
     console.print(GRADIENTS_READ)
 
     console.rule("The samplers")
@@ -107,7 +108,7 @@ def demo(
     _print_samplers(console, rows)
     console.print(SAMPLERS_READ)
 
-    page = write(out, runs, rows, comparison, list(points))
+    page = write(out, runs, comparison)
     console.rule("What next")
     console.print(NEXT.format(page=page, out=out, seconds=time.monotonic() - began), highlight=False)
 
@@ -223,24 +224,22 @@ def in_plain_words(diagnosis: Any) -> str:
 def write(
     out: pathlib.Path,
     runs: "dict[str, xarray.DataTree]",
-    rows: dict[str, dict[str, Any]],
     comparison: "GradientComparison",
-    points: list[str],
 ) -> pathlib.Path:
     """Save every run, the comparison of the estimators and the report."""
-    import pandas as pd
-
     import ergodica as erg
+    from ergodica.cli.compare import CAPTION, readable
 
     for name, dt in runs.items():
         dt.to_netcdf(out / f"{name.replace(',', '').replace(' ', '-').lower()}.nc", engine="h5netcdf")
     comparison.to_netcdf(out / "gradients.nc", engine="h5netcdf")
-    comparison.plot().savefig(out / "gradients.png", dpi=150)
-    summary = comparison.summary.rename(index=dict(enumerate(points)), level="point")
-    tables = {
-        "Posterior errors against NUTS": pd.DataFrame(rows).T.infer_objects(),
-        "Gradient estimators": summary,
+    figure = comparison.plot()
+    figure.savefig(out / "gradients.png", dpi=150)
+    tables: dict[str, Any] = {
+        f"Gradient estimators at the {point}": frame for point, frame in readable(comparison).items()
     }
+    tables["How to read the estimators"] = f"<p>{CAPTION}</p>"
+    tables["Variance times cost, and bias, of the estimators"] = figure
     return erg.report(
         runs,
         out / "report.html",

@@ -49,7 +49,7 @@ class GradientComparison(xr.Dataset):
         for j in range(self.sizes["point"]):
             height = rows + 0.12 * (j - (self.sizes["point"] - 1) / 2)
             at_point = self.isel(point=j)
-            _draw_work(work_axes, at_point, height, label=f"point {self['point'].values[j]}")
+            _draw_work(work_axes, at_point, height, label=self._point_name(j))
             bias_axes.plot(abs(at_point["z"]).max("coordinate"), height, "o", color=f"C{j}")
         work_axes.set(xscale="log", xlabel=f"variance × {self._cost_name}")
         work_axes.set_yticks(rows, list(self["estimator"].values))
@@ -60,6 +60,11 @@ class GradientComparison(xr.Dataset):
         if self.sizes["point"] > 1:
             work_axes.legend(fontsize="small")
         return figure
+
+    def _point_name(self, j: int) -> str:
+        """Name of a point: its label, where labels were assigned by ``assign_coords(point=[...])``."""
+        label = self["point"].values[j]
+        return str(label) if isinstance(label, str) else f"point {label}"
 
     @property
     def _cost_name(self) -> str:

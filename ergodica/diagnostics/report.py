@@ -57,7 +57,8 @@ def report(
     reference : DataTree, optional
         A trusted run (a long one of NUTS) to compare moments with.
     tables : mapping of str to table, optional
-        More to show, by title: pandas or xarray objects, or strings of HTML, which are taken as they are.
+        More to show, by title: pandas or xarray objects, Matplotlib figures, or strings of HTML, which are taken as they
+        are.
     sections : sequence of str
         Of each run, among ``"checks"``, ``"summary"``, ``"reference"``, ``"temperature"``, ``"plots"``, ``"run"`` and
         ``"citations"``.
@@ -275,9 +276,12 @@ def _citations(run: "xr.DataTree") -> list[str]:
 
 def _any_table(content: Any) -> str:
     import xarray as xr
+    from matplotlib.figure import Figure
 
     if isinstance(content, str):
         return content
+    if isinstance(content, Figure):
+        return page.figure(content, "")
     if isinstance(content, xr.Dataset | xr.DataArray):
         content = content.to_dataframe().reset_index()
         content = content.set_index(content.columns[0])
@@ -287,8 +291,15 @@ def _any_table(content: Any) -> str:
 def _frame(frame: Any) -> str:
     """Show a pandas table."""
     columns = [frame.index.name or "", *map(str, frame.columns)]
-    rows = [[str(index), *map(_scalar, row)] for index, row in zip(frame.index, np.asarray(frame, object), strict=True)]
+    rows = [
+        [_row_name(index), *map(_scalar, row)]
+        for index, row in zip(frame.index, np.asarray(frame, object), strict=True)
+    ]
     return page.table(columns, rows)
+
+
+def _row_name(index: Any) -> str:
+    return " · ".join(map(str, index)) if isinstance(index, tuple) else str(index)
 
 
 def _scalar(value: Any) -> Any:
