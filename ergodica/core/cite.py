@@ -13,6 +13,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   booktitle = {Proceedings of the 2016 ACM SIGSAC Conference on Computer and Communications Security},
   pages = {308--318}, year = {2016}
 }""",
+    "ahn2012": """@inproceedings{ahn2012,
+  author = {Ahn, Sungjin and Korattikara, Anoop and Welling, Max},
+  title = {Bayesian Posterior Sampling via Stochastic Gradient {F}isher Scoring},
+  booktitle = {Proceedings of the 29th International Conference on Machine Learning}, year = {2012}
+}""",
     "alamo2016": """@article{alamo2016,
   author = {Alamo, A. and Sanz-Serna, J. M.},
   title = {A Technique for Studying Strong and Weak Local Errors of Splitting Stochastic Integrators},
@@ -23,10 +28,25 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Control Variates for Stochastic Gradient {MCMC}},
   journal = {Statistics and Computing}, volume = {29}, pages = {599--615}, year = {2019}
 }""",
+    "ceperley1999": """@article{ceperley1999,
+  author = {Ceperley, D. M. and Dewing, M.},
+  title = {The Penalty Method for Random Walks with Uncertain Energies},
+  journal = {The Journal of Chemical Physics}, volume = {110}, number = {20}, pages = {9812--9820}, year = {1999}
+}""",
     "defazio2014": """@inproceedings{defazio2014,
   author = {Defazio, Aaron and Bach, Francis and Lacoste-Julien, Simon},
   title = {{SAGA}: A Fast Incremental Gradient Method with Support for Non-Strongly Convex Composite Objectives},
   booktitle = {Advances in Neural Information Processing Systems 27}, year = {2014}
+}""",
+    "deng2020": """@inproceedings{deng2020,
+  author = {Deng, Wei and Feng, Qi and Gao, Liyao and Liang, Faming and Lin, Guang},
+  title = {Non-convex Learning via Replica Exchange Stochastic Gradient {MCMC}},
+  booktitle = {Proceedings of the 37th International Conference on Machine Learning}, pages = {2474--2483}, year = {2020}
+}""",
+    "ding2014": """@inproceedings{ding2014,
+  author = {Ding, Nan and Fang, Youhan and Babbush, Ryan and Chen, Changyou and Skeel, Robert D. and Neven, Hartmut},
+  title = {Bayesian Sampling Using Stochastic Gradient Thermostats},
+  booktitle = {Advances in Neural Information Processing Systems 27}, pages = {3203--3211}, year = {2014}
 }""",
     "dubey2016": """@inproceedings{dubey2016,
   author = {Dubey, Avinava and Reddi, Sashank J. and Póczos, Barnabás and Smola, Alexander J. and Xing, Eric P. and
@@ -44,6 +64,16 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Rational Construction of Stochastic Numerical Methods for Molecular Sampling},
   journal = {Applied Mathematics Research eXpress}, volume = {2013}, number = {1}, pages = {34--56}, year = {2013}
 }""",
+    "leimkuhler2016": """@article{leimkuhler2016,
+  author = {Leimkuhler, Benedict and Shang, Xiaocheng},
+  title = {Adaptive Thermostats for Noisy Gradient Systems},
+  journal = {SIAM Journal on Scientific Computing}, volume = {38}, number = {2}, pages = {A712--A736}, year = {2016}
+}""",
+    "li2016": """@inproceedings{li2016,
+  author = {Li, Chunyuan and Chen, Changyou and Carlson, David and Carin, Lawrence},
+  title = {Preconditioned Stochastic Gradient {L}angevin Dynamics for Deep Neural Networks},
+  booktitle = {Proceedings of the 30th AAAI Conference on Artificial Intelligence}, pages = {1788--1794}, year = {2016}
+}""",
     "pillutla2022": """@article{pillutla2022,
   author = {Pillutla, Krishna and Kakade, Sham M. and Harchaoui, Zaid},
   title = {Robust Aggregation for Federated Learning},
@@ -59,6 +89,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Preferential Subsampling for Stochastic Gradient {L}angevin Dynamics},
   booktitle = {Proceedings of the 26th International Conference on Artificial Intelligence and Statistics}, year = {2023}
 }""",
+    "vollmer2016": """@article{vollmer2016,
+  author = {Vollmer, Sebastian J. and Zygalakis, Konstantinos C. and Teh, Yee Whye},
+  title = {Exploration of the (Non-)Asymptotic Bias and Variance of Stochastic Gradient {L}angevin Dynamics},
+  journal = {Journal of Machine Learning Research}, volume = {17}, number = {159}, pages = {1--48}, year = {2016}
+}""",
     "welford1962": """@article{welford1962,
   author = {Welford, B. P.},
   title = {Note on a Method for Calculating Corrected Sums of Squares and Products},
@@ -73,6 +108,12 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Yin, Dong and Chen, Yudong and Ramchandran, Kannan and Bartlett, Peter},
   title = {Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates},
   booktitle = {Proceedings of the 35th International Conference on Machine Learning}, year = {2018}
+}""",
+    "zhang2020": """@inproceedings{zhang2020,
+  author = {Zhang, Ruqi and Cooper, A. Feder and {De Sa}, Christopher},
+  title = {{AMAGOLD}: Amortized {M}etropolis Adjustment for Efficient Stochastic Gradient {MCMC}},
+  booktitle = {Proceedings of the 23rd International Conference on Artificial Intelligence and Statistics},
+  pages = {2142--2152}, year = {2020}
 }""",
 }
 

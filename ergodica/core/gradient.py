@@ -70,6 +70,12 @@ class AbstractGradientEstimator(eqx.Module):
         return False
 
     @property
+    def reshuffles(self) -> bool:
+        """Whether successive estimates depend on each other by a common order of the data, so that their noise cancels."""
+        inner = [value for value in vars(self).values() if isinstance(value, AbstractGradientEstimator)]
+        return any(estimator.reshuffles for estimator in inner)
+
+    @property
     def posterior(self) -> Any:
         """The posterior whose log density is differentiated, or ``None``."""
         return None

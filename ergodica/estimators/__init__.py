@@ -1,5 +1,23 @@
 """Gradient estimators."""
 
-from ergodica.estimators.minibatch import ControlVariate, Minibatch
+from ergodica.estimators.minibatch import (
+    SAGA,
+    SVRG,
+    Clipped,
+    ControlVariate,
+    Minibatch,
+    RecentringControlVariate,
+    RobustAggregate,
+    importance_probabilities,
+)
 
-__all__ = ["ControlVariate", "Minibatch"]
+__all__ = [
+    "SAGA",
+    "SVRG",
+    "Clipped",
+    "ControlVariate",
+    "Minibatch",
+    "RecentringControlVariate",
+    "RobustAggregate",
+    "importance_probabilities",
+]

@@ -8,9 +8,9 @@ from jaxtyping import Array
 
 from ergodica.core import check, rng, tree
 from ergodica.core.gradient import AbstractGradientEstimator
-from ergodica.core.kernel import AbstractKernel
 from ergodica.core.schedule import Hyperparameter, hyperparameter, value_at
-from ergodica.core.types import Batch, Estimate, Key, Position, PyTree
+from ergodica.core.types import Batch, Key, Position, PyTree
+from ergodica.samplers.gradient_kernel import AbstractGradientKernel, check_gradient
 
 
 class LangevinState(NamedTuple):
@@ -46,7 +46,7 @@ class LangevinInfo(NamedTuple):
     diverging: Array
 
 
-class SGLD(AbstractKernel):
+class SGLD(AbstractGradientKernel):
     r"""Stochastic-gradient Langevin dynamics.
 
     .. math:: \theta' = \theta + h\,\hat g(\theta) + \sqrt{2 h T}\,\xi, \qquad \xi \sim N(0, I)
@@ -105,9 +105,7 @@ class SGLD(AbstractKernel):
         *,
         temperature: Any = 1.0,
     ) -> None:
-        self.gradient = check.instance(
-            "gradient", gradient, AbstractGradientEstimator, "such as Minibatch(posterior, batch_size)"
-        )
+        self.gradient = check_gradient(gradient)
         self.step_size = hyperparameter("step_size", step_size)
         self.temperature = hyperparameter("temperature", temperature, allow_zero=True)
 
@@ -137,20 +135,6 @@ class SGLD(AbstractKernel):
             diverging=~tree.all_finite(position),
         )
         return LangevinState(position, gradient_state, state.count + 1), info
-
-    def probe(self, key: Key, state: LangevinState) -> Estimate | None:
-        """Estimate the gradient at the chain's position, independently of the chain."""
-        return self.gradient.probe(key, state.position, state.gradient)
-
-    @property
-    def posterior(self) -> Any:
-        """The posterior that the gradient estimator holds."""
-        return self.gradient.posterior
-
-    @property
-    def exact_gradient(self) -> bool:
-        """Whether the gradient carries no noise (the law is biased by the step all the same)."""
-        return self.gradient.exact
 
 
 def langevin_step(

@@ -27,6 +27,32 @@ def friction_and_noise(
     r"""O: the Ornstein–Uhlenbeck flow, :math:`e^{-\gamma t} p + \sqrt{T(1 - e^{-2\gamma t})}\,M^{1/2}\xi`."""
     decay = jnp.exp(-friction * time)
     spread = jnp.sqrt(-temperature * jnp.expm1(-2 * friction * time))
+    return damped(momentum, mass, noise, decay, spread)
+
+
+def thermostatted_friction(
+    momentum: PyTree, mass: PyTree, noise: PyTree, time: Array, thermostat: Array, friction: Array, temperature: Array
+) -> PyTree:
+    r"""O under a thermostat: the flow of :math:`dp = -\xi p\,dt + \sqrt{2\gamma T}\,M^{1/2} dW` at fixed :math:`\xi`, of any sign.
+
+    .. math:: e^{-\xi t} p + \sqrt{\gamma T\,\frac{1 - e^{-2\xi t}}{\xi}}\,M^{1/2}\eta
+
+    (Leimkuhler and Shang 2016).
+    """
+    decay = jnp.exp(-thermostat * time)
+    spread = jnp.sqrt(2 * friction * temperature * time * _phi1(2 * thermostat * time))
+    return damped(momentum, mass, noise, decay, spread)
+
+
+def euler_thermostat(
+    momentum: PyTree, mass: PyTree, noise: PyTree, time: Array, thermostat: Array, friction: Array, temperature: Array
+) -> PyTree:
+    r"""E under a thermostat: one Euler step, :math:`(1 - \xi t) p + \sqrt{2\gamma T t}\,M^{1/2}\eta` (Ding et al. 2014)."""
+    return damped(momentum, mass, noise, 1 - thermostat * time, jnp.sqrt(2 * friction * temperature * time))
+
+
+def damped(momentum: PyTree, mass: PyTree, noise: PyTree, decay: Array, spread: Array) -> PyTree:
+    r"""Return :math:`a p + b M^{1/2}\eta` for scalars :math:`a` and :math:`b`."""
     return jax.tree.map(
         lambda p, m, xi: cast_like(decay, p) * p + cast_like(spread, p) * jnp.sqrt(m) * xi, momentum, mass, noise
     )
@@ -37,9 +63,7 @@ def euler_friction(
 ) -> PyTree:
     r"""E: O by one Euler step, :math:`(1 - \gamma t) p + \sqrt{2\gamma T t}\,M^{1/2}\xi` (Chen, Fox and Guestrin 2014)."""
     decay, spread = 1 - friction * time, jnp.sqrt(2 * friction * temperature * time)
-    return jax.tree.map(
-        lambda p, m, xi: cast_like(decay, p) * p + cast_like(spread, p) * jnp.sqrt(m) * xi, momentum, mass, noise
-    )
+    return damped(momentum, mass, noise, decay, spread)
 
 
 def free_flow(
@@ -77,8 +101,8 @@ def free_flow(
 
 def _phi1(x: Array) -> Array:
     """(1 - exp(-x)) / x, continued to x = 0."""
-    safe = jnp.where(x > 0, x, 1.0)
-    return jnp.where(x > 0, -jnp.expm1(-safe) / safe, 1.0)
+    safe = jnp.where(x == 0, 1.0, x)
+    return jnp.where(x == 0, 1.0, -jnp.expm1(-safe) / safe)
 
 
 def _own_variance(x: Array) -> Array:

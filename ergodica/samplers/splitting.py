@@ -1,5 +1,6 @@
 """Splitting integrators of underdamped Langevin dynamics, written as strings of letters."""
 
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -9,21 +10,20 @@ from jaxtyping import Array
 
 from ergodica.core import check, rng, tree
 from ergodica.core.gradient import AbstractGradientEstimator
-from ergodica.core.kernel import AbstractKernel
 from ergodica.core.schedule import Hyperparameter, hyperparameter, value_at
 from ergodica.core.types import Batch, Estimate, Key, Position, PyTree
-from ergodica.samplers.letters import drift, euler_friction, free_flow, friction_and_noise, kick
+from ergodica.samplers.gradient_kernel import AbstractGradientKernel, check_gradient, coordinatewise
+from ergodica.samplers.letters import drift, euler_friction, free_flow, friction_and_noise
+from ergodica.samplers.schemes import (
+    Force,
+    apply_letters,
+    carries_force,
+    check_scheme,
+    kinetic_temperature,
+    thermal_momentum,
+)
 
-MOVES = frozenset("AU")
-NOISY = frozenset("OUE")
 LETTERS = frozenset("ABOUE")
-
-
-class Force(NamedTuple):
-    """A gradient estimate that a later kick at the same point reuses."""
-
-    gradient: PyTree
-    value: Array
 
 
 class SplittingState(NamedTuple):
@@ -59,7 +59,7 @@ class SplittingInfo(NamedTuple):
     diverging: Array
 
 
-class Splitting(AbstractKernel):
+class Splitting(AbstractGradientKernel):
     r"""Underdamped Langevin dynamics by composition of exactly solvable parts.
 
     .. math:: d\theta = M^{-1} p\,dt, \qquad dp = \nabla\log\pi(\theta)\,dt - \gamma p\,dt + \sqrt{2\gamma T}\,M^{1/2} dW
@@ -141,10 +141,8 @@ class Splitting(AbstractKernel):
         temperature: Any = 1.0,
         reuse_gradient: bool = True,
     ) -> None:
-        self.scheme = check_scheme(scheme)
-        self.gradient = check.instance(
-            "gradient", gradient, AbstractGradientEstimator, "such as Minibatch(posterior, batch_size)"
-        )
+        self.scheme = check_scheme(scheme, LETTERS)
+        self.gradient = check_gradient(gradient)
         self.step_size = hyperparameter("step_size", step_size)
         self.friction = check.positive("friction", friction, allow_zero=True)
         self.mass = jax.tree.map(lambda m: check.positive("mass", m), mass)
@@ -156,11 +154,8 @@ class Splitting(AbstractKernel):
         key_gradient, key_first, key_momentum = jax.random.split(key, 3)
         position = check.position("position", position)
         temperature = value_at(self.temperature, jnp.zeros((), jnp.int32))
-        momentum = jax.tree.map(
-            lambda m, xi: jnp.sqrt(m * tree.cast_like(temperature, xi)) * xi,
-            self._masses(position),
-            rng.normal_like(key_momentum, position),
-        )
+        noise = rng.normal_like(key_momentum, position)
+        momentum = thermal_momentum(noise, coordinatewise("mass", self.mass, position), temperature)
         gradient_state, force = self.gradient.init(key_gradient, position, batch), None
         if self._carries_force:
             estimate, gradient_state = self.gradient.estimate(key_first, position, gradient_state, batch)
@@ -170,43 +165,27 @@ class Splitting(AbstractKernel):
     def step(self, key: Key, state: SplittingState, batch: Batch | None = None) -> tuple[SplittingState, SplittingInfo]:
         """Apply the letters of the scheme from left to right."""
         h, temperature = value_at(self.step_size, state.count), value_at(self.temperature, state.count)
-        theta, p, gradient_state, force = state.position, state.momentum, state.gradient, state.force
-        mass, n_grad = self._masses(theta), jnp.zeros((), jnp.int32)
-        for letter, key_letter in zip(self.scheme, jax.random.split(key, len(self.scheme)), strict=True):
-            t = h / self.scheme.count(letter)
-            if letter == "B":
-                if force is None:
-                    estimate, gradient_state = self.gradient.estimate(key_letter, theta, gradient_state, batch)
-                    force, n_grad = Force(estimate.gradient, estimate.value), n_grad + estimate.n_grad
-                p, latest = kick(p, force.gradient, t), force
-            else:
-                theta, p = self._flow(letter, key_letter, theta, p, mass, t, temperature)
-            if letter in MOVES or not self.reuse_gradient:
-                force = None
+        mass = coordinatewise("mass", self.mass, state.position)
+
+        def flow(letter: str, key: Key, state: SplittingState, t: Array) -> SplittingState:
+            moved = self._flow(letter, key, state.position, state.momentum, mass, t, temperature)
+            return state._replace(position=moved[0], momentum=moved[1])
+
+        estimate = functools.partial(self._estimate, batch)
+        state, latest, n_grad = apply_letters(self.scheme, key, state, h, estimate, flow, reuse=self.reuse_gradient)
         info = SplittingInfo(
             lp_minibatch=latest.value,
             step_size=h,
             temperature=temperature,
-            kinetic_temperature=kinetic_temperature(p, mass),
+            kinetic_temperature=kinetic_temperature(state.momentum, mass),
             grad_norm=tree.norm(latest.gradient),
-            n_grad=jnp.asarray(n_grad, jnp.int32),
-            diverging=~tree.all_finite(theta),
+            n_grad=n_grad,
+            diverging=~tree.all_finite(state.position),
         )
-        return SplittingState(theta, p, gradient_state, force if self._carries_force else None, state.count + 1), info
+        return state._replace(force=state.force if self._carries_force else None, count=state.count + 1), info
 
-    def probe(self, key: Key, state: SplittingState) -> Estimate | None:
-        """Estimate the gradient at the chain's position, independently of the chain."""
-        return self.gradient.probe(key, state.position, state.gradient)
-
-    @property
-    def posterior(self) -> Any:
-        """The posterior that the gradient estimator holds."""
-        return self.gradient.posterior
-
-    @property
-    def exact_gradient(self) -> bool:
-        """Whether the gradient carries no noise (the law may be biased by the step all the same)."""
-        return self.gradient.exact
+    def _estimate(self, batch: Batch | None, key: Key, theta: Position, state: Any) -> tuple[Estimate, Any]:
+        return self.gradient.estimate(key, theta, state, batch)
 
     def _flow(
         self, letter: str, key: Key, theta: Position, p: PyTree, mass: PyTree, t: Array, temperature: Array
@@ -222,42 +201,7 @@ class Splitting(AbstractKernel):
     @property
     def _carries_force(self) -> bool:
         """Whether the first kick of a step stands where the last one of the step before stood."""
-        before, after = self.scheme.split("B")[0], self.scheme.split("B")[-1]
-        return self.reuse_gradient and not MOVES & set(before + after)
-
-    def _masses(self, position: Position) -> PyTree:
-        """Give the diagonal of the mass in the structure and dtypes of the position."""
-        if jax.tree.structure(self.mass) == jax.tree.structure(position):
-            return jax.tree.map(lambda m, x: tree.cast_like(m, x), self.mass, position)
-        if jax.tree_util.all_leaves([self.mass]) and jnp.ndim(self.mass) == 0:
-            return jax.tree.map(lambda x: tree.cast_like(self.mass, x), position)
-        raise ValueError(
-            f"mass must be a scalar or have the structure of the position, {jax.tree.structure(position)}; "
-            f"got {jax.tree.structure(self.mass)}."
-        )
-
-
-def check_scheme(scheme: str) -> str:
-    """Return a scheme in capitals; raise unless its letters make a sampler."""
-    if not isinstance(scheme, str):
-        raise TypeError(f"scheme must be a string of letters such as 'BAOAB'; got {scheme!r}.")
-    scheme = scheme.upper()
-    unknown = sorted(set(scheme) - LETTERS)
-    if unknown:
-        raise ValueError(f"scheme {scheme!r} has the unknown letters {unknown}; the letters are A, B, O, U and E.")
-    for needed, why in (
-        (MOVES, "A or U, or the position never moves"),
-        (set("B"), "B, or it never sees the target"),
-        (NOISY, "O, U or E, or there is no noise"),
-    ):
-        if not needed & set(scheme):
-            raise ValueError(f"scheme {scheme!r} needs {why}; 'BAOAB' is a good default.")
-    return scheme
-
-
-def kinetic_temperature(momentum: PyTree, mass: PyTree) -> Array:
-    r"""Mean of :math:`p_i^2 / m_i`: the temperature that the momenta show."""
-    return tree.dot(momentum, jax.tree.map(lambda p, m: p / m, momentum, mass)) / tree.size(momentum)
+        return self.reuse_gradient and carries_force(self.scheme)
 
 
 def BAOA(gradient: AbstractGradientEstimator, step_size: Any, friction: Any = 1.0, **options: Any) -> Splitting:

@@ -72,10 +72,16 @@ class EstimatorRow:
     works_without_data: bool = True
     """Whether it can be made for a posterior whose data are streamed."""
     draws_without_data: bool = False
+    streams: bool = True
+    """Whether batches can be handed to `estimate`."""
+    unbiased: bool = True
     bad_input: tuple[Callable[[erg.Posterior], Any], type[Exception], str] | None = None
 
 
 def _minibatch(scheme):
+    if scheme == "importance":
+        probabilities = jnp.arange(1.0, NUM_DATA + 1) / (NUM_DATA * (NUM_DATA + 1) / 2)
+        return lambda p: erg.estimators.Minibatch(p, BATCH_SIZE, scheme, probabilities=probabilities)
     return lambda p: erg.estimators.Minibatch(p, None if scheme == "full" else BATCH_SIZE, scheme)
 
 
@@ -121,6 +127,60 @@ ESTIMATORS = [
         works_without_data=False,
         bad_input=(lambda p: erg.estimators.ControlVariate(p, p.initial), TypeError, "gradient must be a Minibatch"),
     ),
+    EstimatorRow(
+        "Minibatch",
+        _minibatch("importance"),
+        "Minibatch-importance",
+        bad_input=(lambda p: erg.estimators.Minibatch(p, 3, "importance"), ValueError, "probabilities belong to"),
+    ),
+    EstimatorRow(
+        "SVRG",
+        lambda p: erg.estimators.SVRG(_minibatch("blocks")(p), centre=p.initial),
+        "SVRG-blocks",
+        works_without_data=False,
+        bad_input=(lambda p: erg.estimators.SVRG(p), TypeError, "gradient must be a Minibatch"),
+    ),
+    EstimatorRow(
+        "RecentringControlVariate",
+        lambda p: erg.estimators.RecentringControlVariate(_minibatch("uniform")(p), centre=p.initial),
+        "RecentringControlVariate-uniform",
+        works_without_data=False,
+        bad_input=(
+            lambda p: erg.estimators.RecentringControlVariate(_minibatch("uniform")(p), centre=jnp.zeros(5)),
+            ValueError,
+            "centre must have the shape",
+        ),
+    ),
+    EstimatorRow(
+        "SAGA",
+        lambda p: erg.estimators.SAGA(_minibatch("blocks")(p), centre=p.initial),
+        "SAGA",
+        works_without_data=False,
+        streams=False,
+        bad_input=(lambda p: erg.estimators.SAGA(_minibatch("uniform")(p)), ValueError, "scheme='blocks'"),
+    ),
+    EstimatorRow(
+        "Clipped",
+        lambda p: erg.estimators.Clipped(_minibatch("blocks")(p), max_norm=0.05),
+        "Clipped",
+        unbiased=False,
+        bad_input=(
+            lambda p: erg.estimators.Clipped(_minibatch("blocks")(p), 0.0),
+            ValueError,
+            "max_norm must be finite",
+        ),
+    ),
+    EstimatorRow(
+        "RobustAggregate",
+        lambda p: erg.estimators.RobustAggregate(erg.estimators.Minibatch(p, 4), 2),
+        "RobustAggregate",
+        unbiased=False,
+        bad_input=(
+            lambda p: erg.estimators.RobustAggregate(_minibatch("blocks")(p), 3, "mean"),
+            ValueError,
+            "rule must be one of",
+        ),
+    ),
 ]
 
 # --- kernels -------------------------------------------------------------------------------------------------------
@@ -156,12 +216,47 @@ KERNELS = [
     _langevin("SGLD", "uniform"),
     _langevin("SGLD", "full"),
     _splitting("BAOAB", "blocks"),
-    *(_splitting(name) for name in ("ABOBA", "BAOA", "LieTrotter", "OBABO", "SGHMC", "UBU")),
+    *(_splitting(name) for name in ("ABOBA", "BADODAB", "BAOA", "LieTrotter", "OBABO", "SGHMC", "SGNHT", "UBU")),
     KernelRow(
         "Splitting",
         lambda gradient, step_size, **options: erg.samplers.Splitting("OABAO", gradient, step_size, **options),
         "Splitting-OABAO",
         ("step_size", "temperature", "friction"),
+    ),
+    KernelRow(
+        "Thermostat",
+        lambda gradient, step_size, **options: erg.samplers.Thermostat("ADOBODA", gradient, step_size, **options),
+        "Thermostat-ADOBODA",
+        ("step_size", "temperature", "friction", "thermal_mass"),
+    ),
+    KernelRow(
+        "PreconditionedSGLD",
+        lambda gradient, step_size, **options: erg.samplers.PreconditionedSGLD(gradient, step_size, 2, **options),
+        "PreconditionedSGLD-frozen",
+        ("step_size", "temperature", "decay", "damping"),
+    ),
+    KernelRow(
+        "PreconditionedSGLD",
+        lambda gradient, step_size, **options: erg.samplers.PreconditionedSGLD(
+            gradient, step_size, None, drift_correction=True, **options
+        ),
+        "PreconditionedSGLD-drift",
+        ("step_size", "temperature", "decay", "damping"),
+    ),
+    KernelRow(
+        "NoiseCorrectedSGLD",
+        lambda gradient, step_size, **options: erg.samplers.NoiseCorrectedSGLD(gradient, step_size, **options),
+        "NoiseCorrectedSGLD-measured",
+        ("step_size", "temperature", "decay"),
+        streams=False,
+    ),
+    KernelRow(
+        "NoiseCorrectedSGLD",
+        lambda gradient, step_size, **options: erg.samplers.NoiseCorrectedSGLD(
+            gradient, step_size, **({"noise": 1.0} | options)
+        ),
+        "NoiseCorrectedSGLD-given",
+        ("step_size", "temperature", "noise"),
     ),
     KernelRow(
         "Averaged",

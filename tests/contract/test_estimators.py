@@ -156,7 +156,7 @@ def test_unbiased(row):
     else:
         error = gradients.std(axis=0) / np.sqrt(len(keys))
         assert np.all(5 * error < 0.15 * np.linalg.norm(exact))
-        assert np.all(np.abs(gradients.mean(axis=0) - exact) < 5 * error)
+        assert np.all(np.abs(gradients.mean(axis=0) - exact) < 5 * error) == row.unbiased
 
 
 @every_estimator
@@ -165,8 +165,13 @@ def test_streamed_batches(row):
     posterior, params = posterior_of("array"), jnp.array([1.0, 2.0])
     estimator = row.make(posterior)
     state = estimator.init(jax.random.key(0), params)
+    if not row.streams:
+        with pytest.raises(ValueError, match="takes no batch that is handed over"):
+            estimator.estimate(jax.random.key(1), params, state, posterior.data)
+        return
     estimate, after = estimator.estimate(jax.random.key(1), params, state, posterior.data)
-    assert_close(estimate.gradient, jax.grad(posterior.log_density)(params))
+    if row.unbiased:
+        assert_close(estimate.gradient, jax.grad(posterior.log_density)(params))
     assert_equal(after, state)
     assert int(estimate.n_grad) % NUM_DATA == 0
 

@@ -137,7 +137,8 @@ def test_resumed_average_is_that_of_the_unbroken_run(tmp_path):
 def test_nothing_averaged_yet_is_nan():
     kernel = Averaged(SGLD(NoisyQuadratic(jnp.eye(2), jnp.asarray(0.0)), 0.1), start=5, covariance="full")
     summary = kernel.summary(kernel.init(jax.random.key(0), jnp.zeros(2)))
-    assert np.all(np.isnan(summary["mean"]["position"])) and np.all(np.isnan(summary["covariance"]))
+    assert np.all(np.isnan(summary["mean"]["position"]))
+    assert np.all(np.isnan(summary["covariance"]))
 
 
 def test_what_comes_before_the_start_leaves_no_trace():

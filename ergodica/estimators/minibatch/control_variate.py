@@ -10,6 +10,7 @@ from ergodica.core import check, tree
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.posterior import Posterior
 from ergodica.core.types import Batch, Estimate, Key, PyTree
+from ergodica.estimators.minibatch.likelihood import LogLikelihood
 from ergodica.estimators.minibatch.subsample import Minibatch, MinibatchState, as_batch
 
 _CHUNK = 4096
@@ -55,14 +56,8 @@ class ControlVariate(AbstractGradientEstimator):
     references: ClassVar = ("baker2019",)
 
     def __init__(self, gradient: Minibatch, centre: PyTree) -> None:
-        if not isinstance(gradient, Minibatch):
-            raise TypeError(f"gradient must be a Minibatch; got {type(gradient).__name__}.")
-        if gradient.target.data is None:
-            raise ValueError("A control variate needs all the data once; the posterior of this Minibatch holds none.")
-        self.minibatch = gradient
-        self.centre = check.position("centre", centre)
-        if gradient.target.initial is not None:
-            check.same_structure("centre", self.centre, "a position", gradient.target.shape())
+        self.minibatch = check_holds_data(gradient, "A control variate needs all the data once")
+        self.centre = check_centre(gradient, centre)
         self.full_value, self.full_gradient = full_likelihood_gradient(gradient.target, self.centre)
 
     def init(self, key: Key, params: PyTree, batch: Batch | None = None) -> MinibatchState:
@@ -71,11 +66,8 @@ class ControlVariate(AbstractGradientEstimator):
 
     def at(self, params: PyTree, batch: Batch) -> Estimate:
         """Estimate value and gradient from a given batch."""
-        estimate = self.minibatch.at(params, batch)
-        value, gradient = jax.value_and_grad(self.minibatch.log_likelihood)(self.centre, batch)
-        gradient = jax.tree.map(lambda g, full, c: g + (full - c), estimate.gradient, self.full_gradient, gradient)
-        value = estimate.value + (self.full_value - value).astype(estimate.value.dtype)
-        return Estimate(gradient, value, n_grad=2 * estimate.n_grad)
+        full = LogLikelihood(self.full_value, self.full_gradient)
+        return corrected_estimate(self.minibatch, params, batch, self.centre, full)
 
     def estimate(
         self, key: Key, params: PyTree, state: MinibatchState, batch: Batch | None = None
@@ -100,6 +92,34 @@ class ControlVariate(AbstractGradientEstimator):
     def exact(self) -> bool:
         """Whether all data are used at each call."""
         return self.minibatch.exact
+
+
+def corrected_estimate(
+    minibatch: Minibatch, params: PyTree, batch: Batch, centre: PyTree, full: LogLikelihood
+) -> Estimate:
+    """Estimate at ``params`` from a batch, corrected by what the batch says at the centre, where ``full`` is known."""
+    estimate = minibatch.at(params, batch)
+    at_centre = LogLikelihood(*jax.value_and_grad(minibatch.log_likelihood)(centre, batch))
+    gradient = jax.tree.map(lambda g, f, c: g + (f - c), estimate.gradient, full.gradient, at_centre.gradient)
+    value = estimate.value + (full.value - at_centre.value).astype(estimate.value.dtype)
+    return Estimate(gradient, value, n_grad=2 * estimate.n_grad)
+
+
+def check_holds_data(gradient: Minibatch, why: str) -> Minibatch:
+    """Return a Minibatch whose posterior holds its data; raise, saying why they are needed."""
+    if not isinstance(gradient, Minibatch):
+        raise TypeError(f"gradient must be a Minibatch; got {type(gradient).__name__}.")
+    if gradient.target.data is None:
+        raise ValueError(f"{why}; the posterior of this Minibatch holds none.")
+    return gradient
+
+
+def check_centre(gradient: Minibatch, centre: PyTree) -> PyTree:
+    """Return a centre as arrays; raise unless it is a position of the posterior."""
+    centre = check.position("centre", centre)
+    if gradient.target.initial is not None:
+        check.same_structure("centre", centre, "a position", gradient.target.shape())
+    return centre
 
 
 @jax.jit

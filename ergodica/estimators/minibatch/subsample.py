@@ -12,9 +12,11 @@ from ergodica.core import check
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.posterior import Posterior
 from ergodica.core.types import Batch, Estimate, Key, PyTree
-from ergodica.estimators.minibatch import reshuffle
+from ergodica.estimators.minibatch import importance, reshuffle
 
-type Scheme = Literal["blocks", "uniform", "full"]
+SCHEMES = ("blocks", "uniform", "full", "importance")
+
+type Scheme = Literal["blocks", "uniform", "full", "importance"]
 
 
 class MinibatchState(NamedTuple):
@@ -33,18 +35,23 @@ class Minibatch(AbstractGradientEstimator):
     posterior : Posterior
     batch_size : int, optional
         Rows a gradient, between 1 and the number of data; left out for ``scheme="full"``.
-    scheme : {"blocks", "uniform", "full"}
+    scheme : {"blocks", "uniform", "full", "importance"}
         ``"blocks"`` shuffles the rows once, at construction, cuts them into ``K = ceil(N / batch_size)`` contiguous
         blocks of equal size (give or take one row) and visits them in a fresh random order each epoch; a block's
         estimate is ``K`` times its sum, so that the mean over the blocks is the full gradient. ``"uniform"`` draws
-        ``batch_size`` rows with replacement at each call. ``"full"`` uses all rows, without noise.
+        ``batch_size`` rows with replacement at each call. ``"full"`` uses all rows, without noise. ``"importance"`` draws
+        with replacement as ``"uniform"`` does, but row ``i`` with probability :math:`p_i` and weight
+        :math:`w_i = 1 / (n N p_i)`.
+    probabilities : array (N,), optional
+        For ``scheme="importance"``: positive and with sum one, such as those of `importance_probabilities`.
     key : typed PRNG key, optional
         For the one shuffle of the rows; a fixed key unless given.
 
     Raises
     ------
     ValueError, TypeError
-        For a batch size out of range, an unknown scheme, or a posterior that cannot be cut into data.
+        For a batch size out of range, an unknown scheme, probabilities that are none or are missing, or a posterior that
+        cannot be cut into data.
 
     Notes
     -----
@@ -61,7 +68,8 @@ class Minibatch(AbstractGradientEstimator):
 
     References
     ----------
-    Welling and Teh (2011), equation 4. Blocks: Shamir (2016); the shuffle: Hoang, Morris and Rogaway (2012).
+    Welling and Teh (2011), equation 4. Blocks: Shamir (2016); the shuffle: Hoang, Morris and Rogaway (2012). Importance
+    sampling of rows: Putcha, Nemeth and Fearnhead (2023).
 
     Examples
     --------
@@ -79,6 +87,7 @@ class Minibatch(AbstractGradientEstimator):
 
     target: Posterior
     rows: PyTree
+    proposal: importance.Proposal | None
     batch_size: int = eqx.field(static=True)
     scheme: str = eqx.field(static=True)
     num_blocks: int = eqx.field(static=True)
@@ -91,6 +100,7 @@ class Minibatch(AbstractGradientEstimator):
         batch_size: int | None = None,
         scheme: Scheme = "blocks",
         *,
+        probabilities: Any = None,
         key: Key | None = None,
     ) -> None:
         if not isinstance(posterior, Posterior):
@@ -99,7 +109,7 @@ class Minibatch(AbstractGradientEstimator):
                 "Make one by from_numpyro(model, data=...) or Posterior(log_prior, log_likelihood, data)."
             )
         self.target = posterior
-        self.scheme = check.one_of("scheme", scheme, ("blocks", "uniform", "full"))
+        self.scheme = check.one_of("scheme", scheme, SCHEMES)
         n = posterior.num_data
         if scheme == "full":
             if batch_size is not None and batch_size != n:
@@ -109,6 +119,12 @@ class Minibatch(AbstractGradientEstimator):
             raise ValueError("The posterior has no data to draw from; use scheme='full'.")
         else:
             batch_size = check.integer("batch_size", batch_size, least=1, most=n, hint=f"There are {n} data.")
+        if (scheme == "importance") != (probabilities is not None):
+            raise ValueError(
+                "probabilities belong to scheme='importance', which needs them (see importance_probabilities); got "
+                f"scheme={scheme!r} {'without' if probabilities is None else 'with'} probabilities."
+            )
+        self.proposal = None if probabilities is None else importance.make_proposal(probabilities, n)
         self.batch_size = batch_size
         self.num_blocks = -(-n // batch_size) if n else 1
         self.rows = posterior.data
@@ -135,9 +151,12 @@ class Minibatch(AbstractGradientEstimator):
             return Batch(self.rows, jnp.full((self.batch_size,), 1.0 / self.batch_size))
         if self.scheme == "blocks":
             return self.block(jax.random.randint(key, (), 0, self.num_blocks))
-        rows = jax.random.randint(key, (self.batch_size,), 0, self.target.num_data)
-        data = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), self.rows)
-        return Batch(data, jnp.full((self.batch_size,), 1.0 / self.batch_size))
+        if self.proposal is None:
+            rows = jax.random.randint(key, (self.batch_size,), 0, self.target.num_data)
+            weight = jnp.full((self.batch_size,), 1.0 / self.batch_size)
+        else:
+            rows, weight = importance.draw_rows(key, self.proposal, self.batch_size)
+        return Batch(jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), self.rows), weight)
 
     def block(self, index: Array | int) -> Batch:
         """Cut out one block of the shuffled rows.
@@ -199,6 +218,11 @@ class Minibatch(AbstractGradientEstimator):
     def exact(self) -> bool:
         """Whether all data are used at each call."""
         return self.scheme == "full"
+
+    @property
+    def reshuffles(self) -> bool:
+        """Whether the noise cancels over an epoch."""
+        return self.scheme == "blocks"
 
     def _require_data(self) -> None:
         if self.target.data is None:
