@@ -139,8 +139,16 @@ def variants(data, num_steps):
     start = named.start(jax.random.key(0))
     minibatch, samplers = erg.estimators.Minibatch, erg.samplers
     uniform, blocks = minibatch(posterior, BATCH_SIZE, "uniform"), minibatch(posterior, BATCH_SIZE)
-    control = erg.estimators.ControlVariate(blocks, jnp.zeros(SIZE))
     theta = jnp.zeros(SIZE)
+    probabilities = erg.estimators.importance_probabilities(posterior, theta)
+    wrapped = {
+        "blocks, control variate": erg.estimators.ControlVariate(blocks, theta),
+        "blocks, SVRG": erg.estimators.SVRG(blocks, centre=theta),
+        "blocks, SAGA": erg.estimators.SAGA(blocks, centre=theta),
+        "importance": minibatch(posterior, BATCH_SIZE, "importance", probabilities=probabilities),
+        "blocks, clipped": erg.estimators.Clipped(blocks, 1.0),
+        "blocks, median of 10 groups": erg.estimators.RobustAggregate(blocks, 10),
+    }
     return {
         "floor": floor(data, num_steps),
         "gradient on fixed rows": fixed_rows(data, num_steps),
@@ -152,7 +160,10 @@ def variants(data, num_steps):
         "SGLD, blocks": in_scan(samplers.SGLD(blocks, 1e-6), num_steps, theta),
         "SGLD, blocks, from_numpyro": in_scan(samplers.SGLD(minibatch(named, BATCH_SIZE), 1e-6), num_steps, start),
         "BAOAB, blocks": in_scan(samplers.BAOAB(blocks, 1e-4), num_steps, theta),
-        "SGLD, blocks, control variate": in_scan(samplers.SGLD(control, 1e-6), num_steps, theta),
+        **{
+            f"SGLD, {name}": in_scan(samplers.SGLD(gradient, 1e-6), num_steps, theta)
+            for name, gradient in wrapped.items()
+        },
     }
 
 

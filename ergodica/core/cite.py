@@ -54,6 +54,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Variance Reduction in Stochastic Gradient {L}angevin Dynamics},
   booktitle = {Advances in Neural Information Processing Systems 29}, year = {2016}
 }""",
+    "duane1987": """@article{duane1987,
+  author = {Duane, Simon and Kennedy, A. D. and Pendleton, Brian J. and Roweth, Duncan},
+  title = {Hybrid {Monte Carlo}},
+  journal = {Physics Letters B}, volume = {195}, number = {2}, pages = {216--222}, year = {1987}
+}""",
     "johnson2013": """@inproceedings{johnson2013,
   author = {Johnson, Rie and Zhang, Tong},
   title = {Accelerating Stochastic Gradient Descent using Predictive Variance Reduction},
@@ -73,6 +78,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Li, Chunyuan and Chen, Changyou and Carlson, David and Carin, Lawrence},
   title = {Preconditioned Stochastic Gradient {L}angevin Dynamics for Deep Neural Networks},
   booktitle = {Proceedings of the 30th AAAI Conference on Artificial Intelligence}, pages = {1788--1794}, year = {2016}
+}""",
+    "louis1982": """@article{louis1982,
+  author = {Louis, Thomas A.},
+  title = {Finding the Observed Information Matrix when Using the {EM} Algorithm},
+  journal = {Journal of the Royal Statistical Society, Series B}, volume = {44}, number = {2}, pages = {226--233}, year = {1982}
 }""",
     "pillutla2022": """@article{pillutla2022,
   author = {Pillutla, Krishna and Kakade, Sham M. and Harchaoui, Zaid},

@@ -3,6 +3,7 @@
 from ergodica.diagnostics.checks import diagnose as diagnose
 from ergodica.diagnostics.diagnosis import Check as Check
 from ergodica.diagnostics.diagnosis import Diagnosis as Diagnosis
+from ergodica.diagnostics.expectation import weighted_mean as weighted_mean
 from ergodica.diagnostics.gradients import compare_gradients as compare_gradients
 from ergodica.diagnostics.plots import plot_running_temperature as plot_running_temperature
 from ergodica.diagnostics.plots import plot_temperature as plot_temperature
@@ -20,4 +21,5 @@ __all__ = [
     "predictive",
     "reference_table",
     "report",
+    "weighted_mean",
 ]

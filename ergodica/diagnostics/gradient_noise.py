@@ -57,7 +57,7 @@ def check_gradient_noise(dt: "xr.DataTree", *, tolerance: float) -> Check:
         f"noise that the dynamics at T = {asked:g} put in. "
     )
     verdict = "small" if ratio <= tolerance else "large"
-    if minibatch.get("scheme") == "blocks":
+    if minibatch.get("scheme") in ("blocks", "symmetric"):
         sentence, more = _say_blocks(dt, settings, minibatch, step_size, ratio)
         return Check(NAME, "noted", verdict, law + sentence, values | more)
     sentence = (

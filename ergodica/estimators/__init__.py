@@ -1,5 +1,6 @@
 """Gradient estimators."""
 
+from ergodica.estimators.local_latents import LocalLatents
 from ergodica.estimators.minibatch import (
     SAGA,
     SVRG,
@@ -16,6 +17,7 @@ __all__ = [
     "SVRG",
     "Clipped",
     "ControlVariate",
+    "LocalLatents",
     "Minibatch",
     "RecentringControlVariate",
     "RobustAggregate",

@@ -6,21 +6,20 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
 from ergodica.core import check
+from ergodica.core.latent import LatentPosterior
 from ergodica.core.posterior import Posterior
-from ergodica.core.types import Position, PyTree
 from ergodica.models.numpyro_arguments import Arguments, to_rows
+from ergodica.models.numpyro_checks import check_factorises
+from ergodica.models.numpyro_plates import find_plates
 from ergodica.models.numpyro_program import Program
 from ergodica.models.numpyro_source import NumPyroSource
 from ergodica.models.numpyro_start import resolve
 from ergodica.models.numpyro_structure import axis_names, classify_rows_as_arguments, classify_rows_as_indices
-
-_RELATIVE_DIFFERENCE = 1e-2
-"""What one row may gain or lose by company before the likelihood counts as not factorising: far above rounding."""
+from ergodica.models.numpyro_union import Union
 
 
 def from_numpyro(
@@ -28,11 +27,12 @@ def from_numpyro(
     data: dict[str, Any] | None = None,
     *,
     args: Sequence[Any] = (),
-    plate: str | None = None,
+    plate: str | Sequence[str] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     initial: Any = "uniform",
     deterministic: Literal["global", "all", "none"] = "global",
+    local_latents: bool = False,
     **kwargs: Any,
 ) -> Posterior:
     """Make a posterior from a NumPyro model, split exactly into log prior and one log likelihood value a datum.
@@ -40,16 +40,18 @@ def from_numpyro(
     Parameters
     ----------
     model : callable
-        With sample, plate, factor and deterministic statements, handlers and reparameterisations at will. Latent sites
-        are continuous and global; discrete ones are to be marginalised.
+        With sample, plate, factor and deterministic statements, handlers and reparameterisations at will. Discrete latent sites
+        inside the data plate are summed out if they say ``infer={"enumerate": "parallel"}``.
     data : dict of str to array, optional
         The model's arguments that have one row a datum, by name: batches are rows of them. The model may use a plate over the
         data or none. Left out, the model must have a ``plate(name, N, subsample_size=n)`` of its own and pick rows by its
         indices: batches are indices. The first is faster, since batches can be contiguous in memory.
     args : sequence, optional
         Other arguments of the model, by position.
-    plate : str, optional
-        The data plate, where the model has one without ``subsample_size`` whose indices it uses.
+    plate : str or sequence of str, optional
+        The data plate, where the model has one without ``subsample_size`` whose indices it uses, or several with. Left out, it is
+        the outermost one that subsamples; of several side by side, all are, and a row is an index of one of them (counted
+        through, the first plate first). All other plates are run in full, whatever their ``subsample_size``.
     dims : mapping of str to sequence of str, optional
         Names of axes, beside those that plates and ``infer={"event_dims": [...]}`` give.
     coords : mapping of str to sequence, optional
@@ -61,6 +63,9 @@ def from_numpyro(
         dict).
     deterministic : {"global", "all", "none"}
         Which deterministic sites to report: those without an axis that runs over the data, all, or none.
+    local_latents : bool
+        Allow continuous latent sites inside the data plate, and make a `LatentPosterior` of which gradients are estimated by
+        `ergodica.estimators.LocalLatents`. Only the global latents are sampled and reported.
     **kwargs
         Other arguments of the model. Arrays (NumPy's are converted) may change without compiling anew; all else is
         static.
@@ -74,9 +79,10 @@ def from_numpyro(
     Raises
     ------
     ValueError, TypeError
-        For models whose likelihood does not split into data (local latents in the data plate, `scan`, joint laws over the
-        data, batch statistics), discrete latents, several subsampled plates, data of unequal length, names that the model does
-        not have, or a model that needs the values of its arguments while it is traced.
+        For models whose likelihood does not split into data (`scan`, joint laws over the data, batch statistics), local latents
+        unless allowed, discrete latents that are not enumerated, not wholly inside the data plate, or of more than 4096 values a
+        datum, subsampled plates that cross, data of unequal length, names that the model does not have, or a model that
+        needs the values of its arguments while it is traced.
 
     Notes
     -----
@@ -84,6 +90,10 @@ def from_numpyro(
     tracing the model at two data lengths, and nothing is sampled, so that improper priors are no obstacle. On a few rows it
     is then checked that each datum's value does not depend on the company it is in. `numpyro.param` sites are held at their
     initial values, as in NumPyro's MCMC.
+
+    The likelihood of a row is evaluated at every value that its enumerated sites can take together, and costs accordingly; no
+    structure between them is used. (NumPyro's own density of a subsampled model with enumerated sites is wrong: it
+    scales before it sums.)
 
     A prior that depends on the data is evaluated with all of them at every gradient, and costs accordingly; so does anything
     observed outside the data plate. Not for time series and Gaussian processes, whose likelihood has no terms for single data.
@@ -103,27 +113,62 @@ def from_numpyro(
     """
     check.function("model", model)
     check.one_of("deterministic", deterministic, ("global", "all", "none"))
-    keyword = _by_name(model, args, kwargs, data)
-    arguments = Arguments(keyword)
+    arguments = Arguments(_by_name(model, args, kwargs, data))
+    options = {"deterministic": deterministic, "local_latents": local_latents}
     if data is None:
-        structure, records = classify_rows_as_indices(model, arguments, plate, deterministic)
-        rows: PyTree = jnp.arange(structure.num_data)
+        programs, names = _programs_by_plate(model, arguments, plate, options)
     else:
         rows = {name: to_rows(name, value) for name, value in data.items()}
-        structure, records = classify_rows_as_arguments(model, arguments, rows, plate, deterministic)
-    program = Program(model, arguments, rows, structure)
-    _check_factorises(program)
-    return Posterior(
-        Partial(Program.log_prior, program),
-        Partial(Program.log_likelihood, program),
-        rows,
-        initial=resolve(initial, program),
-        constrain=Partial(Program.constrain, program),
-        dims={**axis_names(records, structure), **(dims or {})},
-        coords=coords,
-        observed=_observed(program),
-        source=NumPyroSource(program),
-    )
+        structure, records = classify_rows_as_arguments(model, arguments, rows, _one(plate), **options)
+        programs, names = [Program(model, arguments, rows, structure)], axis_names(records, structure)
+    for program in programs:
+        check_factorises(program)
+    whole = programs[0] if len(programs) == 1 else Union(tuple(programs))
+    described = {
+        "initial": resolve(initial, programs[0]),
+        "constrain": Partial(Program.constrain, programs[0]),
+        "dims": {**names, **(dims or {})},
+        "coords": coords,
+        "observed": _observed(whole),
+        "source": NumPyroSource(programs[0], tuple(programs[1:])),
+    }
+    log_prior = Partial(type(whole).log_prior, whole)
+    if programs[0].structure.local:
+        return _with_local_latents(programs, log_prior, described)
+    rows = programs[0].rows if len(programs) == 1 else jnp.arange(whole.num_data)
+    return Posterior(log_prior, Partial(type(whole).log_likelihood, whole), rows, **described)
+
+
+def _programs_by_plate(
+    model: Callable, arguments: Arguments, plate: str | Sequence[str] | None, options: dict[str, Any]
+) -> tuple[list[Program], dict[str, tuple[str, ...]]]:
+    """Make a program for each data plate, and name the axes of what is reported."""
+    programs: list[Program] = []
+    names: dict[str, tuple[str, ...]] = {}
+    for name, size in find_plates(model, arguments, plate).items():
+        structure, records = classify_rows_as_indices(model, arguments, name, size, **options)
+        programs.append(Program(model, arguments, jnp.arange(size), structure))
+        of_plate = axis_names(records, structure)
+        own = programs[-1].reported_data_sites()
+        names |= {site: axes for site, axes in of_plate.items() if site in own or site not in names}
+    return programs, names
+
+
+def _with_local_latents(programs: list[Program], log_prior: Callable, described: dict[str, Any]) -> LatentPosterior:
+    if len(programs) > 1:
+        plates = [program.structure.plate for program in programs]
+        raise ValueError(
+            f"local_latents=True takes one data plate; the model has {plates}. Name it by plate=; the others are run in full."
+        )
+    (program,) = programs
+    shapes = {site.name: site.shape for site in program.structure.local}
+    return LatentPosterior(log_prior, Partial(Program.log_joint, program), program.rows, latents=shapes, **described)
+
+
+def _one(plate: str | Sequence[str] | None) -> str | None:
+    if plate is not None and not isinstance(plate, str):
+        raise TypeError(f"plate must be a name where data= gives the rows; got {plate!r}.")
+    return plate
 
 
 def _by_name(model: Callable, args: Sequence[Any], kwargs: dict[str, Any], data: Any) -> dict[str, Any]:
@@ -156,44 +201,6 @@ def _by_name(model: Callable, args: Sequence[Any], kwargs: dict[str, Any], data:
     return {**named, **kwargs}
 
 
-def _check_factorises(program: Program) -> None:
-    """Raise unless a datum's value is the same alone and in company, on a few rows at one position."""
-    position = program.start_uniform(jax.random.key(0))
-    num_data = program.structure.num_data
-    chosen = np.unique(np.linspace(0, num_data - 1, 4).astype(int))
-    rows = jax.tree.map(lambda x: x[chosen], program.rows)
-    together, alone, global_terms = jax.device_get(_alone_and_together(program, position, rows))
-    if not _alike(together, alone):
-        raise ValueError(
-            "The likelihood does not factorise by datum: the log likelihood of a row changes with the rows beside it. Work out "
-            "what depends on all the data (means for standardising, sizes) before, and pass it as an argument."
-        )
-    for name, (values_together, values_alone) in zip(program.structure.global_observed, global_terms, strict=True):
-        if not _alike(values_together, values_alone):
-            raise ValueError(
-                f"The likelihood does not factorise by datum: the site {name!r} depends on the data but has no term for each "
-                "datum. Give a factor one value a datum, inside the data plate, instead of their sum."
-            )
-
-
 @jax.jit
-def _alone_and_together(
-    program: Program, position: Position, rows: PyTree
-) -> tuple[Array, Array, list[tuple[Array, Array]]]:
-    def one_row(row: PyTree) -> tuple[Array, list[Array]]:
-        batch = jax.tree.map(lambda x: x[None], row)
-        return program.log_likelihood(position, batch)[0], program.global_terms(position, batch)
-
-    alone, global_alone = jax.vmap(one_row)(rows)
-    together, global_together = (program.log_likelihood(position, rows), program.global_terms(position, rows))
-    return together, alone, list(zip(global_together, global_alone, strict=True))
-
-
-def _alike(a: Any, b: Any) -> bool:
-    scale = max(1.0, float(np.max(np.abs(b), where=np.isfinite(b), initial=0.0)))
-    return bool(np.allclose(a, b, rtol=0.0, atol=_RELATIVE_DIFFERENCE * scale, equal_nan=True))
-
-
-@jax.jit
-def _observed(program: Program) -> dict[str, Array]:
+def _observed(program: Program | Union) -> dict[str, Array]:
     return program.observed()

@@ -15,8 +15,9 @@ from numpyro.infer import Predictive
 from ergodica.core import check, rng
 from ergodica.core.types import Key, PyTree
 from ergodica.models.numpyro_arguments import Arguments, is_array_like, to_rows
+from ergodica.models.numpyro_plates import plate_size
 from ergodica.models.numpyro_program import Program
-from ergodica.models.numpyro_structure import plate_size, reported_name
+from ergodica.models.numpyro_structure import reported_name
 
 _DRAWS_AT_ONCE = 64
 
@@ -28,9 +29,12 @@ class NumPyroSource(eqx.Module):
     ----------
     program : Program
         The model with its arguments and data.
+    others : tuple of Program
+        The same for its other data plates, if it has several.
     """
 
     program: Program
+    others: tuple[Program, ...] = ()
 
     def predictive(
         self, key: Key, samples: Mapping[str, Any], data: dict[str, Any] | None = None, *, batch_size: int = 1000
@@ -82,15 +86,29 @@ class NumPyroSource(eqx.Module):
         -------
         dict of str to array (chain, draw, rows)
             By site that belongs to the data (factors inside the data plate too): their sum over sites is the log likelihood that
-            was sampled, masks and scales included.
+            was sampled, masks and scales included. Where enumerated sites are summed out, the observed sites have one
+            term together, under their names joined by "+". Of several data plates, each has rows of its own.
+
+        Raises
+        ------
+        ValueError
+            For models with local latents: their draws are not stored, and without them a datum has no likelihood.
         """
-        program = self.program if data is None else self._with_data(data, withheld=False)
-        samples, leading = self._flat(samples)
+        if self.program.structure.local:
+            raise ValueError(
+                f"The latent sites {[site.name for site in self.program.structure.local]} are local to the data and not among "
+                "the draws, so a datum has no likelihood of its own. Integrate them out, or score predictions instead."
+            )
+        given, leading = self._flat(samples)
+        programs = (self.program, *self.others) if data is None else (self._with_data(data, withheld=False),)
+        terms: dict[str, np.ndarray] = {}
+        for program in programs:
 
-        def of_rows(rows: PyTree, i: int) -> dict[str, Array]:  # noqa: ARG001
-            return _pointwise(program, samples, rows)
+            def of_rows(rows: PyTree, i: int, program: Program = program) -> dict[str, Array]:  # noqa: ARG001
+                return _pointwise(program, given, rows)
 
-        return _by_chunks(program, of_rows, leading, batch_size)
+            terms |= _by_chunks(program, of_rows, leading, batch_size)
+        return terms
 
     def _flat(self, samples: Mapping[str, Any]) -> tuple[dict[str, Array], tuple[int, int]]:
         names = {name: reported_name(name) for name, _ in self.program.structure.latents}
@@ -109,6 +127,9 @@ class NumPyroSource(eqx.Module):
     def _with_data(self, data: dict[str, Any], *, withheld: bool) -> Program:
         """Replace the data; what is missing becomes ``None`` where observations may be withheld."""
         program, plate = self.program, self.program.structure.plate
+        if self.others:
+            plates = [program.structure.plate for program in (self.program, *self.others)]
+            raise ValueError(f"data cannot be replaced where several plates hold them: {plates}.")
         old = _data_arguments(program)
         given = {name: to_rows(name, value) for name, value in data.items()}
         known = old if plate is None else program.arguments.keyword()
@@ -143,18 +164,18 @@ def _by_chunks(
 ) -> dict[str, np.ndarray]:
     """Evaluate chunk after chunk of the data into arrays on the host."""
     n = program.structure.num_data
-    in_data = {site.name for site in program.structure.data_sites}
+    not_in_data = set(program.structure.global_observed)
     results: dict[str, np.ndarray] = {}
     for i, (begin, end) in enumerate(_chunks(n, check.integer("batch_size", batch_size))):
         rows = jax.tree.map(lambda x: x[begin:end], program.rows)  # noqa: B023
         for name, value in jax.device_get(of_rows(rows, i)).items():
-            if name not in in_data:
+            if name in not_in_data:
                 results.setdefault(name, value.reshape(*leading, *value.shape[1:]))
                 continue
             if name not in results:
                 results[name] = np.empty((value.shape[0], n, *value.shape[2:]), value.dtype)
             results[name][:, begin:end] = value
-    shaped = {name: x.reshape(*leading, *x.shape[1:]) for name, x in results.items() if name in in_data}
+    shaped = {name: x.reshape(*leading, *x.shape[1:]) for name, x in results.items() if name not in not_in_data}
     return {reported_name(name): x for name, x in {**results, **shaped}.items()}
 
 
@@ -178,7 +199,6 @@ def _predict(program: Program, key: Key, samples: dict[str, Array], rows: PyTree
 @jax.jit
 def _pointwise(program: Program, samples: dict[str, Array], rows: PyTree) -> dict[str, Array]:
     def of_draw(sample: dict[str, Array]) -> dict[str, Array]:
-        sites = program.trace(lambda model: handlers.substitute(model, data=sample), rows)
-        return program.terms_of_data(sites)
+        return program.marginal_terms(sample, rows)
 
     return jax.lax.map(of_draw, samples, batch_size=_DRAWS_AT_ONCE)

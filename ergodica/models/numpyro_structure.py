@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from ergodica.core import check
 from ergodica.core.types import PyTree
 from ergodica.models.numpyro_arguments import Arguments
-from ergodica.models.numpyro_trace import Record, Records, record
+from ergodica.models.numpyro_latents import (
+    EnumeratedSite,
+    LocalSite,
+    check_few_combinations,
+    enumerated_site,
+    local_site,
+)
+from ergodica.models.numpyro_trace import Record, Records, log_det_name, record
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,10 @@ class Structure:
         Their terms make the log likelihood; the terms of all other sites make the log prior.
     global_observed : tuple of str
         Observed sites and factors among the latter.
+    enumerated : tuple of EnumeratedSite
+        Discrete latent sites to be summed out for each datum.
+    local : tuple of LocalSite
+        Continuous latent sites of which each datum has its own value.
     observed : tuple of str
         All observed sites, factors left out.
     deterministics : tuple of str
@@ -64,22 +75,25 @@ class Structure:
     latents: tuple[tuple[str, tuple[int, ...]], ...]
     data_sites: tuple[DataSite, ...]
     global_observed: tuple[str, ...]
+    enumerated: tuple[EnumeratedSite, ...]
+    local: tuple[LocalSite, ...]
     observed: tuple[str, ...]
     deterministics: tuple[str, ...]
     gathers: bool
 
 
 def classify_rows_as_arguments(
-    model: Callable, arguments: Arguments, data: dict[str, Any], plate: str | None, deterministic: str
+    model: Callable,
+    arguments: Arguments,
+    data: dict[str, Any],
+    plate: str | None,
+    deterministic: str,
+    *,
+    local_latents: bool,
 ) -> tuple[Structure, Records]:
     """Find the structure of a model whose arguments ``data`` have one row a datum."""
     n = check.leading_length("data", data)
     first = record(model, arguments, None, _resized(data, n))
-    if first.subsampled:
-        raise ValueError(
-            f"The model subsamples the plate {_listed(first.subsampled)} itself, so data= may not cut its arguments too: pass the "
-            "arrays as plain keywords, from_numpyro(model, x=X, …), or build the model without subsample_size."
-        )
     try:
         second = record(model, arguments, None, _resized(data, n + 1))
     except (TypeError, ValueError, AssertionError) as error:
@@ -87,18 +101,23 @@ def classify_rows_as_arguments(
             f"The model runs with the {n} rows of data but not with {n + 1}: something in it has a fixed length. Name every "
             "array with one row a datum in data=, and take the size of the data plate from one of them, x.shape[0]."
         ) from error
+    grown = [name for name in first.subsampled if first.plates[name] != second.plates.get(name)]
+    if grown:
+        raise ValueError(
+            f"The model subsamples the plate {listed(grown)} itself, so data= may not cut its arguments too: pass the "
+            "arrays as plain keywords, from_numpyro(model, x=X, …), or build the model without subsample_size."
+        )
     if plate is not None and first.plates.get(plate) == second.plates.get(plate):
         raise ValueError(
-            f"plate={plate!r} does not grow with data; the model has {_sizes(first.plates, second.plates)}."
+            f"plate={plate!r} does not grow with data; the model has {sizes(first.plates, second.plates)}."
         )
-    return _structure(first, second, n, None, deterministic), first
+    return _structure(first, second, n, None, deterministic, local_latents=local_latents), first
 
 
 def classify_rows_as_indices(
-    model: Callable, arguments: Arguments, plate: str | None, deterministic: str
+    model: Callable, arguments: Arguments, plate: str, n: int, deterministic: str, *, local_latents: bool
 ) -> tuple[Structure, Records]:
-    """Find the structure of a model with a plate of its own whose indices pick the rows."""
-    plate, n = find_plate(model, arguments, plate)
+    """Find the structure of a model with a plate of its own, of size ``n``, whose indices pick the rows."""
     full = record(model, arguments, plate, jax.ShapeDtypeStruct((n,), jnp.int32))
     try:
         less = record(model, arguments, plate, jax.ShapeDtypeStruct((n - 1,), jnp.int32))
@@ -107,37 +126,7 @@ def classify_rows_as_indices(
             f"The model runs with all {n} indices of the plate {plate!r} but not with {n - 1}: pick the rows of every array that "
             "runs over the data by the plate's indices, as in `with plate(...) as i: ... obs=y[i]`."
         ) from error
-    return _structure(full, less, n, plate, deterministic), full
-
-
-def find_plate(model: Callable, arguments: Arguments, plate: str | None) -> tuple[str, int]:
-    """Name and size of the plate that subsamples, or of the one asked for."""
-    records = record(model, arguments, None, {})
-    if len(records.subsampled) > 1:
-        raise ValueError(
-            f"The plates {_listed(records.subsampled)} are subsampled; several subsampled plates are not supported yet. Give "
-            "subsample_size to the one that the data are in, and none to the others."
-        )
-    if plate is None and not records.subsampled:
-        raise ValueError(
-            "Which arrays have one row a datum? Name them, from_numpyro(model, data=dict(x=X, y=y)), or give the model's data "
-            "plate a subsample_size and index the arrays by it. A plate whose indices the model uses can also be named: plate=…."
-        )
-    if plate is None:
-        ((plate, size),) = records.subsampled.items()
-        return plate, size
-    if plate not in records.plates or records.subsampled.keys() - {plate}:
-        raise ValueError(
-            f"plate must name the model's data plate; got {plate!r}, and the model has {_sizes(records.plates)}."
-        )
-    if records.plates[plate] < 2:
-        raise ValueError(f"plate={plate!r} has a single datum; there is nothing to subsample.")
-    return plate, records.plates[plate]
-
-
-def plate_size(model: Callable, arguments: Arguments, plate: str) -> int:
-    """Size of a plate, for some arguments."""
-    return record(model, arguments, plate, jax.ShapeDtypeStruct((1,), jnp.int32)).plates[plate]
+    return _structure(full, less, n, plate, deterministic, local_latents=local_latents), full
 
 
 def axis_names(records: Records, structure: Structure) -> dict[str, tuple[str, ...]]:
@@ -160,22 +149,30 @@ def reported_name(site: str) -> str:
     return site.replace("/", ".")
 
 
-def _structure(first: Records, second: Records, num_data: int, plate: str | None, deterministic: str) -> Structure:
+def _structure(
+    first: Records, second: Records, num_data: int, plate: str | None, deterministic: str, *, local_latents: bool
+) -> Structure:
     sites = list(first.sites.values())
     if first.sites.keys() != second.sites.keys():
         raise ValueError(
-            f"The sites of the model depend on how many data it sees: {_listed(first.sites.keys() ^ second.sites.keys())}."
+            f"The sites of the model depend on how many data it sees: {listed(first.sites.keys() ^ second.sites.keys())}."
         )
     _check_observed(sites)
     where = f"the data plate {plate!r}" if plate else _where(first, second)
-    latents, data_sites, global_observed = [], [], []
+    latents, data_sites, global_observed, enumerated, local = [], [], [], [], []
     for site in sites:
         other = second.sites[site.name]
-        if site.latent:
-            _check_latent(site, where, grows=bool(_grown(site.shape, other.shape)))
+        axes = _grown(site.log_prob_shape, other.log_prob_shape)
+        if site.discrete:
+            enumerated.append(enumerated_site(site, axes, where))
+            data_sites.append(DataSite(site.name, axes[0], site.event_dim))
+        elif site.latent and _grown(site.shape, other.shape):
+            local.append(local_site(site, axes, where, allowed=local_latents))
+            data_sites.append(DataSite(site.name, axes[0], site.event_dim))
+            data_sites.append(DataSite(log_det_name(site.name), axes[0], 0))
+        elif site.latent:
             latents.append((site.name, site.unconstrained_shape))
         elif site.observed:
-            axes = _grown(site.log_prob_shape, other.log_prob_shape)
             if len(axes) > 1 or (not axes and _grown(site.shape, other.shape)):
                 raise ValueError(
                     f"The likelihood of the site {site.name!r} does not factorise by datum: its log probability has the shape "
@@ -186,29 +183,40 @@ def _structure(first: Records, second: Records, num_data: int, plate: str | None
                 data_sites.append(DataSite(site.name, axes[0], site.event_dim))
             else:
                 global_observed.append(site.name)
+    observed_data = [site.name for site in data_sites if site.name in first.sites and first.sites[site.name].observed]
     if not latents:
         raise ValueError("The model has no latent site, so there is nothing to sample.")
-    if not data_sites:
+    if not observed_data:
         raise ValueError(
-            f"The likelihood does not factorise by datum: the observed site {_listed(global_observed)} has no term for each datum. "
+            f"The likelihood does not factorise by datum: the observed site {listed(global_observed)} has no term for each datum. "
             "Observe the data in a plate over them, or give them as the leading axis of obs=."
         )
+    check_few_combinations(tuple(enumerated))
+    if enumerated:
+        _check_unscaled([first.sites[name] for name in observed_data])
     return Structure(
         num_data=num_data,
         plate=plate,
         latents=tuple(latents),
         data_sites=tuple(data_sites),
         global_observed=tuple(global_observed),
+        enumerated=tuple(enumerated),
+        local=tuple(local),
         observed=tuple(site.name for site in sites if site.observed and not site.factor),
-        deterministics=_reported(first, second, deterministic),
+        deterministics=_reported(first, second, deterministic, hidden=[site.name for site in (*enumerated, *local)]),
         gathers=first.gathers and plate is not None,
     )
 
 
-def _reported(first: Records, second: Records, deterministic: str) -> tuple[str, ...]:
+def _reported(first: Records, second: Records, deterministic: str, *, hidden: list[str]) -> tuple[str, ...]:
     sites = {name: site for name, site in first.sites.items() if site.kind == "deterministic"}
     if deterministic == "none":
         return ()
+    if deterministic == "all" and hidden:
+        raise ValueError(
+            f"deterministic='all' cannot report sites of data length where the latent sites {listed(hidden)} are local to the "
+            "data, since a draw holds no value of theirs. Use deterministic='global'."
+        )
     if deterministic == "all":
         return tuple(sites)
     return tuple(name for name, site in sites.items() if not _grown(site.shape, second.sites[name].shape))
@@ -218,30 +226,16 @@ def _check_observed(sites: Sequence[Record]) -> None:
     if not any(site.observed for site in sites):
         raise ValueError(
             "The model has no observed site, so it has no likelihood. Pass the observations to the model and on to obs= of a "
-            f"sample statement; the sites are {_listed(site.name for site in sites)}."
+            f"sample statement; the sites are {listed(site.name for site in sites)}."
         )
 
 
-def _check_latent(site: Record, where: str, *, grows: bool) -> None:
-    if site.discrete and not site.enumerated:
+def _check_unscaled(observed: Sequence[Record]) -> None:
+    scaled = [site.name for site in observed if site.scaled]
+    if scaled:
         raise ValueError(
-            f"The discrete latent site {site.name!r} is not enumerated, and gradients cannot move it. Marginalise it, for example "
-            "by dist.MixtureSameFamily."
-        )
-    if site.discrete and not grows:
-        raise ValueError(
-            f"The enumerated latent site {site.name!r} is not wholly inside {where}: summing it out ties all data together, so "
-            "that no batch has a likelihood of its own. Move it into the data plate, or sample with all the data by NumPyro."
-        )
-    if site.discrete:
-        raise ValueError(
-            f"The enumerated latent site {site.name!r} inside {where} is not supported yet. Marginalise it, for example by "
-            "dist.MixtureSameFamily."
-        )
-    if grows:
-        raise ValueError(
-            f"The latent site {site.name!r} is local to {where}: each datum has its own value, which a batch of other data cannot "
-            "move. Integrate it out, or make it global: a latent in a plate over groups, indexed by each datum's group."
+            f"The sites {listed(scaled)} are scaled, and the sum over enumerated latent sites has no meaning then (a power of a "
+            "sum is not the sum of the powers). Take numpyro.handlers.scale away, or marginalise the discrete sites yourself."
         )
 
 
@@ -268,14 +262,16 @@ def _resized(data: PyTree, n: int) -> PyTree:
 
 def _where(first: Records, second: Records) -> str:
     grown = [name for name, size in first.plates.items() if second.plates.get(name) != size]
-    return f"the data plate {_listed(grown)}" if grown else "the rows of the data"
+    return f"the data plate {listed(grown)}" if grown else "the rows of the data"
 
 
-def _listed(names: Any) -> str:
+def listed(names: Any) -> str:
+    """Names in a message."""
     return ", ".join(map(repr, names))
 
 
-def _sizes(*plates: dict[str, int]) -> str:
+def sizes(*plates: dict[str, int]) -> str:
+    """Plates with their sizes in a message."""
     if not plates[0]:
         return "no plate"
     return "the plates " + ", ".join(f"{name!r} of size {size}" for name, size in plates[0].items())

@@ -1,5 +1,6 @@
 """Run a NumPyro model on some rows of its data, and note in shapes what it does."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro import handlers
 from numpyro.distributions import biject_to
@@ -17,32 +19,39 @@ from ergodica.core.types import PyTree
 from ergodica.models.numpyro_arguments import Arguments
 
 
-class PinnedPlate(Messenger):
-    """Run a model on chosen rows of a plate, with the scale that subsampling would bring taken out."""
+class PinnedPlates(Messenger):
+    """Run a model on chosen rows of its data plate and on the whole of all others that subsample, without their scales."""
 
-    def __init__(self, fn: Callable, name: str, rows: Array) -> None:
+    def __init__(self, fn: Callable, data_plate: str | None = None, rows: Array | None = None) -> None:
         super().__init__(fn)
-        self.name, self.rows, self.size = name, rows, rows.shape[0]
+        self.data_plate, self.rows = data_plate, rows
+        self.share = 1.0
 
     def process_message(self, msg: Any) -> None:
-        """Set the indices of the plate; undo the scale of the sites within."""
-        if msg["type"] == "plate" and msg["name"] == self.name:
-            self.size = msg["args"][0]
-            msg["value"], msg["args"] = self.rows, (self.size, self.rows.shape[0])
-        elif msg["type"] == "sample" and self._scales(msg):
-            msg["scale"] = msg["scale"] * (self.rows.shape[0] / self.size)
+        """Set the indices of plates; undo the scale of the sites within the data plate."""
+        if msg["type"] == "plate":
+            self._pin(msg)
+        elif msg["type"] == "sample" and self.share != 1.0 and self._inside(msg):
+            msg["scale"] = msg["scale"] * self.share
 
-    def _scales(self, msg: Any) -> bool:
-        inside = any(frame.name == self.name for frame in msg["cond_indep_stack"])
-        return inside and self.size != self.rows.shape[0]
+    def _pin(self, msg: Any) -> None:
+        size, subsample_size = msg["args"]
+        if msg["name"] == self.data_plate:
+            msg["value"], msg["args"] = self.rows, (size, self.rows.shape[0])
+            self.share = self.rows.shape[0] / size
+        elif subsample_size is not None and subsample_size != size:
+            msg["value"], msg["args"] = jnp.arange(size), (size, size)
+
+    def _inside(self, msg: Any) -> bool:
+        return any(frame.name == self.data_plate for frame in msg["cond_indep_stack"])
 
 
 def bind(model: Callable, arguments: Arguments, plate: str | None, rows: PyTree) -> tuple[Callable, dict[str, Any]]:
     """Give the model that sees some rows, and its arguments."""
     keyword = arguments.keyword()
     if plate is None:
-        return model, {**keyword, **rows}
-    return PinnedPlate(model, plate, rows), keyword
+        return PinnedPlates(model), {**keyword, **rows}
+    return PinnedPlates(model, plate, rows), keyword
 
 
 @dataclass
@@ -58,6 +67,12 @@ class Record:
     factor: bool = False
     discrete: bool = False
     enumerated: bool = False
+    support_size: int = 0
+    """How many values a discrete latent site can take; 0 where they are not finitely many."""
+    element_shape: tuple[int, ...] = ()
+    """Axes of the event of a discrete latent site that one value of its support fills."""
+    scaled: bool = False
+    """Whether `numpyro.handlers.scale` is at work here."""
     log_prob_shape: tuple[int, ...] = ()
     unconstrained_shape: tuple[int, ...] = ()
     event_dim: int = 0
@@ -123,16 +138,22 @@ def record(model: Callable, arguments: Arguments, plate: str | None, rows: PyTre
     records = Records()
 
     def run(arguments: Arguments, rows: PyTree) -> None:
-        bound, keyword = bind(model, arguments, plate, rows)
-        bound = handlers.seed(bound, jax.random.key(0))  # for plates that subsample; abstract, as all else here
-        Recorder(handlers.substitute(bound, substitute_fn=_feasible), records)(**keyword)
+        recorder = Recorder(handlers.substitute(model, substitute_fn=feasible), records)
+        # the key is for plates that subsample and for initial values; abstract, as all else here
+        bound, keyword = bind(handlers.seed(recorder, jax.random.key(0)), arguments, plate, rows)
+        bound(**keyword)
 
     with _explained():
         jax.eval_shape(run, arguments, rows)
     return records
 
 
-def _feasible(site: Any) -> Array | None:
+def log_det_name(site: str) -> str:
+    """Name of the factor that holds the log Jacobian of a latent site."""
+    return f"_{site}_log_det"
+
+
+def feasible(site: Any) -> Array | None:
     """Value of a latent site at the origin of unconstrained space (of a discrete one, only its shape counts)."""
     if site["type"] != "sample" or site["is_observed"]:
         return None
@@ -157,6 +178,7 @@ def _record_sample(msg: Any) -> Record:
     law, shape = msg["fn"], jnp.shape(msg["value"])
     latent = not msg["is_observed"]
     discrete = latent and bool(law.support.is_discrete)
+    support = _support_of_one(law) if discrete else None
     return Record(
         name=msg["name"],
         kind="sample",
@@ -166,11 +188,33 @@ def _record_sample(msg: Any) -> Record:
         factor=bool(msg["infer"].get("is_auxiliary")),
         discrete=discrete,
         enumerated=msg["infer"].get("enumerate") == "parallel",
-        log_prob_shape=() if latent else jnp.shape(law.log_prob(msg["value"])),
+        support_size=0 if support is None else support.shape[0],
+        element_shape=() if support is None else support.shape[1:],
+        scaled=msg["scale"] is not None and not _is_one(msg["scale"]),
+        log_prob_shape=law.batch_shape if latent else jnp.shape(law.log_prob(msg["value"])),
         unconstrained_shape=_bijection(msg).inverse_shape(shape) if latent and not discrete else (),
         event_dim=law.event_dim,
         event_dims=tuple(msg["infer"].get("event_dims", ())),
     )
+
+
+def support_of_one(law: Any) -> Array:
+    """All values that one element of a discrete law can take (K, …), without its batch and independent axes."""
+    while isinstance(law, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
+        law = law.base_dist
+    values = jnp.asarray(law.enumerate_support(expand=False))
+    return values.reshape(values.shape[0], *law.event_shape)
+
+
+def _support_of_one(law: Any) -> Array | None:
+    try:
+        return support_of_one(law)
+    except (NotImplementedError, jax.errors.ConcretizationTypeError):
+        return None
+
+
+def _is_one(scale: Any) -> bool:
+    return isinstance(scale, int | float) and math.isclose(scale, 1.0)
 
 
 def _record_deterministic(msg: Any) -> Record:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from ergodica.core import tree
 from ergodica.core.kernel import AbstractKernel
-from ergodica.core.types import Key, Position, PyTree
+from ergodica.core.types import Batch, Key, Position, PyTree
 
 _WORD = 1 << 20
 
@@ -91,22 +91,22 @@ class Record(NamedTuple):
 
 
 @jax.jit
-def start(kernel: AbstractKernel, keys: Key, positions: Position) -> Carry:
-    """Make the carry of chains that start at ``positions``, with one key each."""
-    state = jax.vmap(kernel.init)(keys, positions)
+def start(kernel: AbstractKernel, keys: Key, positions: Position, batch: Batch | None = None) -> Carry:
+    """Make the carry of chains that start at ``positions``, with one key each and, where data are streamed, one batch."""
+    state = jax.vmap(kernel.init, in_axes=(0, 0, None))(keys, positions, batch)
     zeros = [jnp.zeros(keys.shape, jnp.int32) for _ in range(3)]
     return Carry(state, jnp.zeros((), jnp.int32), Count(zeros[0], zeros[1]), zeros[2] - 1)
 
 
-def record_shape(kernel: AbstractKernel, carry: Carry, *, probes: bool) -> Record:
+def record_shape(kernel: AbstractKernel, carry: Carry, batch: Batch | None = None, *, probes: bool) -> Record:
     """Shapes and dtypes of a record."""
 
-    def one(kernel: AbstractKernel, carry: Carry) -> Record:
+    def one(kernel: AbstractKernel, carry: Carry, batch: Batch | None) -> Record:
         keys = jax.random.split(jax.random.key(0), carry.first_bad.shape)
-        state, info = jax.vmap(kernel.step)(keys, carry.state)
+        state, info = jax.vmap(kernel.step, in_axes=(0, 0, None))(keys, carry.state, batch)
         return _record(kernel, state, _scalars(info), carry.n_grad, keys, jnp.zeros(()), probes=probes)
 
-    return jax.eval_shape(one, kernel, carry)
+    return jax.eval_shape(one, kernel, carry, batch)
 
 
 @partial(jax.jit, static_argnames="probes", donate_argnames=("carry", "buffer"))
@@ -118,6 +118,7 @@ def advance(
     probe_keys: Key,
     centre: Array,
     plan: Plan,
+    batches: Batch | None = None,
     *,
     probes: bool,
 ) -> tuple[Carry, Record]:
@@ -133,6 +134,9 @@ def advance(
     run_keys, probe_keys : keys (num_chains,)
     centre : array (num_parameters,)
         :math:`c` of the configurational temperature.
+    batches : Batch, optional
+        Streamed data: the batches of this chunk's steps, with a leading axis no shorter than ``plan.num_steps``. All chains
+        see the same.
 
     Returns
     -------
@@ -141,11 +145,13 @@ def advance(
         The buffer; the records in front that the plan completed are valid.
     """
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    step = jax.vmap(kernel.step)
+    step = jax.vmap(kernel.step, in_axes=(0, 0, None))
 
     def one_step(_: Array, inner: tuple) -> tuple:
         state, scalars, n_grad, first_bad, step_index = inner
-        state, info = step(fold(run_keys, step_index), state)
+        place = step_index - plan.first_step
+        batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=False), batches)
+        state, info = step(fold(run_keys, step_index), state, batch)
         scalars = _scalars(info)
         bad = ~jax.vmap(tree.all_finite)(state.position)
         first_bad = jnp.where(bad & (first_bad < 0), step_index, first_bad)

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from ergodica.core.result import Outcome, Result, SamplingError
 from ergodica.core.types import Key, Position
 from ergodica.run import export, loop
 from ergodica.run.checkpoint import Checkpoint, Store, fingerprint
+from ergodica.run.feed import Feed
+from ergodica.run.placement import Placement, placement_over, put
 from ergodica.run.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ def sample(
     checkpoint: str | os.PathLike | Checkpoint | None = None,
     throw: bool = True,
     probes: bool = True,
+    devices: Sequence[Any] | None = None,
 ) -> "xarray.DataTree":
     """Draw from a posterior by several chains of a sampler.
 
@@ -78,6 +82,9 @@ def sample(
     probes : bool
         Evaluate two independent gradients at each stored draw (one where the gradient is exact), from which come
         ``t_conf``, ``grad_noise`` and the group ``probe``. `ergodica.diagnose` needs them to see bias.
+    devices : sequence of jax.Device, optional
+        Devices to spread the chains over, such as ``jax.devices()``: the same number of chains on each, and a copy of the data. They
+        need not talk to each other. JAX's default device unless given.
 
     Returns
     -------
@@ -108,8 +115,38 @@ def sample(
     >>> dict(dt.posterior.sizes)
     {'chain': 2, 'draw': 100, 'position_dim_0': 2}
     """
+    return run_chains(
+        key,
+        sampler,
+        (num_samples, num_warmup, num_chains, thin),
+        initial,
+        posterior,
+        progress=progress,
+        checkpoint=checkpoint,
+        throw=throw,
+        probes=probes,
+        devices=devices,
+    )
+
+
+def run_chains(
+    key: Key,
+    sampler: AbstractKernel,
+    sizes: tuple[int, int, int, int],
+    initial: Position | Callable[[Key], Position] | None,
+    posterior: Posterior | None,
+    *,
+    progress: bool,
+    checkpoint: str | os.PathLike | Checkpoint | None,
+    throw: bool,
+    probes: bool,
+    devices: Sequence[Any] | None = None,
+    feed: Feed | None = None,
+) -> "xarray.DataTree":
+    """Do what `sample` and `ergodica.run.stream` do; ``feed`` is where the batches of the latter come from."""
     rng.check_key(key)
     sampler = check.instance("sampler", sampler, AbstractKernel, "such as SGLD(gradient, step_size)")
+    num_samples, num_warmup, num_chains, thin = sizes
     job = _Job(
         kernel=sampler,
         posterior=sampler.posterior if posterior is None else posterior,
@@ -127,7 +164,9 @@ def sample(
     key_start, key_init, key_run, key_probe = jax.random.split(key, 4)
     positions = starts(key_start, job.num_chains, initial, job.posterior)
     keys = (jax.random.split(key_run, job.num_chains), jax.random.split(key_probe, job.num_chains))
-    run = _Run(job, keys, loop.start(sampler, jax.random.split(key_init, job.num_chains), positions))
+    first = None if feed is None else feed.first
+    placement = Placement() if devices is None else placement_over(devices, job.num_chains)
+    run = _Run(job, keys, loop.start(sampler, jax.random.split(key_init, job.num_chains), positions, first), placement, feed)
     if checkpoint is not None:
         checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
         run.attach(checkpoint, positions)
@@ -204,20 +243,30 @@ class _Run:
     job: _Job
     keys: tuple[Key, Key]
     carry: loop.Carry
+    placement: Placement = Placement()
+    feed: Feed | None = None
     at: _Progress = field(default_factory=_Progress)
     store: Store | None = None
     resumed_from: int = 0
     compile_time: float = 0.0
 
     def __post_init__(self) -> None:
-        shape = loop.record_shape(self.job.kernel, self.carry, probes=self.job.probes)
+        first = None if self.feed is None else self.feed.first
+        shape = loop.record_shape(self.job.kernel, self.carry, first, probes=self.job.probes)
         self.draws = export.allocate(shape, self.job.num_samples)
         one = tree.size(shape.position) // self.job.num_chains
         self.centre = np.zeros(one)
         bytes_a_draw = sum(s.dtype.itemsize * int(np.prod(s.shape)) for s in jax.tree.leaves(shape))
         self.num_slots = max(1, min(4096, self.job.num_samples, _BUFFER_BYTES // max(1, bytes_a_draw)))
         self.buffer = jax.tree.map(lambda s: jnp.zeros((self.num_slots, *s.shape), s.dtype), shape)
+        self.buffer, self.keys = put(self.buffer, self.placement.draws), put(self.keys, self.placement.chains)
+        self.kernel, self.carry = put(self.job.kernel, self.placement.copies), self._placed(self.carry)
         self.saved, self.last_save, self.every = 0, time.monotonic(), np.inf
+
+    def _placed(self, carry: loop.Carry) -> loop.Carry:
+        """Bring chains to their devices."""
+        chains, since = carry._replace(since=None), put(carry.since, self.placement.copies)
+        return put(chains, self.placement.chains)._replace(since=since)
 
     def attach(self, checkpoint: Checkpoint, positions: Position) -> None:
         """Go on from what a checkpoint holds, and save there from now on."""
@@ -230,6 +279,7 @@ class _Run:
             num_chains=job.num_chains,
             thin=job.thin,
             probes=job.probes,
+            **({} if self.feed is None else {"batches": self.feed.fingerprint}),
         )
         self.store, self.every = Store(checkpoint.path, mark), checkpoint.every
         found = self.store.load()
@@ -243,7 +293,7 @@ class _Run:
             )
         treedef = jax.tree.structure((self.carry, self.centre))
         carry, self.centre = jax.tree.unflatten(treedef, arrays)
-        self.carry = jax.tree.map(jnp.asarray, carry)
+        self.carry = self._placed(jax.tree.map(jnp.asarray, carry))
         first = 0
         for shard in shards:
             draws = jax.tree.unflatten(jax.tree.structure(self.draws), shard)
@@ -264,6 +314,9 @@ class _Run:
             while self.at.step < self.job.num_steps and not interrupted():
                 chunk_began = time.monotonic()
                 done = self._advance(target)
+                if done == 0:
+                    warnings.warn(f"The batches ended before step {self.at.step}; the run ends there.", stacklevel=4)
+                    break
                 seconds = max(1e-6, time.monotonic() - chunk_began)
                 target = max(1, min(4 * target, int(done * _CHUNK_SECONDS / seconds)))
                 self.at.wall_time = before + time.monotonic() - began - self.compile_time
@@ -287,16 +340,22 @@ class _Run:
         since = int(self.carry.since)
         end = job.num_warmup if warming else job.num_steps
         num_steps = min(num_steps, end - at.step, self.num_slots * thin - since)
+        batches = None
+        if self.feed is not None:
+            num_steps, batches = self.feed.take(at.step, num_steps)
         plan = (at.step, at.warmup_stored if warming else job.num_warmup + at.stored, num_steps, thin)
         self.carry, self.buffer = loop.advance(
-            job.kernel,
+            self.kernel,
             self.carry,
             self.buffer,
             *self.keys,
             jnp.asarray(self.centre, jnp.result_type(float)),
             loop.Plan(*(jnp.asarray(n, jnp.int32) for n in plan)),
+            batches,
             probes=job.probes,
         )
+        if self.feed is not None:
+            self.feed.prefetch(job.num_steps - at.step - num_steps)  # while the device is at work
         jax.block_until_ready(self.carry)
         num_draws = (since + num_steps) // thin
         at.step += num_steps
@@ -327,9 +386,8 @@ class _Run:
         """Fix the centre, and count steps and gradients of the sampling phase from zero."""
         self.centre = self.centre / max(1, self.at.centre_count)
         self.at.num_gradients += int(export.count(self.carry.n_grad).sum()) * self.job.kernel.n_grad_unit
-        self.carry = self.carry._replace(
-            since=jnp.zeros((), jnp.int32), n_grad=jax.tree.map(jnp.zeros_like, self.carry.n_grad)
-        )
+        nothing = jax.tree.map(jnp.zeros_like, self.carry.n_grad)
+        self.carry = self._placed(self.carry._replace(since=jnp.zeros((), jnp.int32), n_grad=nothing))
 
     def save(self) -> None:
         """Write a checkpoint with the draws since the last one."""
@@ -382,7 +440,7 @@ class _Run:
             "result": str(outcome.result),
             "result_message": outcome.message(),
         }
-        summary = export.summarise(job.kernel, self.carry.state)
+        summary = export.summarise(self.kernel, self.carry.state)
         return export.to_datatree(draws, job.kernel, job.posterior, self.centre, summary, attributes)
 
 

@@ -89,16 +89,22 @@ class Splitting(AbstractGradientKernel):
     reuse_gradient : bool
         Kicks at the same point share one gradient: a closing kick and the opening one of the next step, or two with
         only friction between them. ``False`` draws a gradient a kick.
+    one_batch : bool
+        One batch serves all kicks of a step, and nothing is carried into the next: a palindrome such as BAOAB is then
+        symmetric in time for each batch. For ``Minibatch(..., scheme="symmetric")``; needs an estimator with a method
+        ``draw`` (`Minibatch`, `ControlVariate`).
 
     Raises
     ------
     ValueError, TypeError
-        For letters unknown or missing, a position that never moves, or hyper-parameters out of range.
+        For letters unknown or missing, a position that never moves, hyper-parameters out of range, or an estimator that cannot
+        draw one batch for a step.
 
     Notes
     -----
     Cost: one call of the estimator for each distinct point at which a kick is given (one a step for BAOA, BAOAB, OBABO,
-    ABOBA and UBU). Stable while :math:`h^2\lambda_{\max} / M < 4` for the schemes in A, B and O.
+    ABOBA and UBU; two for BAOAB and OBABO with ``one_batch``). Stable while :math:`h^2\lambda_{\max} / M < 4` for the schemes
+    in A, B and O.
 
     Gradient noise of variance :math:`s^2`, independent between steps, adds about :math:`h s^2 / (2\gamma)` to the
     temperature, whatever the scheme. Without it BAOA, BAOAB and ABOBA sample Gaussian positions exactly, and the others
@@ -127,6 +133,7 @@ class Splitting(AbstractGradientKernel):
     mass: PyTree
     temperature: Hyperparameter
     reuse_gradient: bool = eqx.field(static=True)
+    one_batch: bool = eqx.field(static=True)
 
     references: ClassVar = ("leimkuhler2013",)
 
@@ -140,6 +147,7 @@ class Splitting(AbstractGradientKernel):
         mass: PyTree = 1.0,
         temperature: Any = 1.0,
         reuse_gradient: bool = True,
+        one_batch: bool = False,
     ) -> None:
         self.scheme = check_scheme(scheme, LETTERS)
         self.gradient = check_gradient(gradient)
@@ -148,6 +156,12 @@ class Splitting(AbstractGradientKernel):
         self.mass = jax.tree.map(lambda m: check.positive("mass", m), mass)
         self.temperature = hyperparameter("temperature", temperature, allow_zero=True)
         self.reuse_gradient = bool(reuse_gradient)
+        self.one_batch = bool(one_batch)
+        if self.one_batch and not callable(getattr(gradient, "draw", None)):
+            raise TypeError(
+                "one_batch needs an estimator that draws a batch for a whole step, a Minibatch or a ControlVariate; got "
+                f"{type(gradient).__name__}, which has no method draw."
+            )
 
     def init(self, key: Key, position: Position, batch: Batch | None = None) -> SplittingState:
         """Start a chain at ``position``, with a momentum from its own law."""
@@ -166,6 +180,10 @@ class Splitting(AbstractGradientKernel):
         """Apply the letters of the scheme from left to right."""
         h, temperature = value_at(self.step_size, state.count), value_at(self.temperature, state.count)
         mass = coordinatewise("mass", self.mass, state.position)
+        if self.one_batch:
+            key, key_batch = jax.random.split(key)
+            batch, gradient_state = self._draw(key_batch, state.gradient, batch)
+            state = state._replace(gradient=gradient_state)
 
         def flow(letter: str, key: Key, state: SplittingState, t: Array) -> SplittingState:
             moved = self._flow(letter, key, state.position, state.momentum, mass, t, temperature)
@@ -184,6 +202,12 @@ class Splitting(AbstractGradientKernel):
         )
         return state._replace(force=state.force if self._carries_force else None, count=state.count + 1), info
 
+    def _draw(self, key: Key, state: Any, batch: Batch | None) -> tuple[Batch | None, Any]:
+        """Draw the batch of a step, unless it was handed over or there are no data to draw from."""
+        if batch is not None or (self.posterior is not None and self.posterior.num_data == 0):
+            return batch, state
+        return self.gradient.draw(key, state)  # pyright: ignore[reportAttributeAccessIssue]
+
     def _estimate(self, batch: Batch | None, key: Key, theta: Position, state: Any) -> tuple[Estimate, Any]:
         return self.gradient.estimate(key, theta, state, batch)
 
@@ -201,7 +225,7 @@ class Splitting(AbstractGradientKernel):
     @property
     def _carries_force(self) -> bool:
         """Whether the first kick of a step stands where the last one of the step before stood."""
-        return self.reuse_gradient and carries_force(self.scheme)
+        return self.reuse_gradient and not self.one_batch and carries_force(self.scheme)
 
 
 def BAOA(gradient: AbstractGradientEstimator, step_size: Any, friction: Any = 1.0, **options: Any) -> Splitting:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import ergodica as erg
+from ergodica.core.latent import LatentPosterior
 from ergodica.core.types import PyTree
 
 NUM_DATA, BATCH_SIZE = 7, 3
@@ -75,6 +76,8 @@ class EstimatorRow:
     streams: bool = True
     """Whether batches can be handed to `estimate`."""
     unbiased: bool = True
+    adapts_posterior: bool = False
+    """Whether ``make`` builds a posterior of another kind around the one it gets."""
     bad_input: tuple[Callable[[erg.Posterior], Any], type[Exception], str] | None = None
 
 
@@ -89,12 +92,32 @@ def _control_variate(scheme):
     return lambda p: erg.estimators.ControlVariate(_minibatch(scheme)(p), p.initial)
 
 
+def _with_latent(posterior: erg.Posterior, position: PyTree, latents: PyTree, rows: PyTree) -> jax.Array:
+    """A standard normal beside each datum: it changes no gradient."""
+    return posterior.log_likelihood(position, rows) - 0.5 * latents["z"] ** 2
+
+
+def _local_latents(**options):
+    def make(p):
+        joint = jax.tree_util.Partial(_with_latent, p)
+        target = LatentPosterior(p.log_prior, joint, p.data, latents={"z": ()}, initial=p.initial)
+        return erg.estimators.LocalLatents(target, BATCH_SIZE, inner_step_size=0.8, **options)
+
+    return make
+
+
 ESTIMATORS = [
     EstimatorRow(
         "Minibatch",
         _minibatch("blocks"),
         "Minibatch-blocks",
         bad_input=(lambda p: erg.estimators.Minibatch(p, 0), ValueError, "batch_size must be between 1 and 7; got 0"),
+    ),
+    EstimatorRow(
+        "Minibatch",
+        _minibatch("symmetric"),
+        "Minibatch-symmetric",
+        bad_input=(lambda p: erg.estimators.Minibatch(p, 8, "symmetric"), ValueError, "must be between 1 and 7; got 8"),
     ),
     EstimatorRow(
         "Minibatch",
@@ -181,6 +204,28 @@ ESTIMATORS = [
             "rule must be one of",
         ),
     ),
+    *(
+        EstimatorRow(
+            "LocalLatents",
+            _local_latents(start=start),
+            f"LocalLatents-{start}",
+            works_without_data=False,
+            streams=False,
+            adapts_posterior=True,
+            bad_input=bad_input,
+        )
+        for start, bad_input in (
+            ("last", (_local_latents(num_inner_steps=-1), ValueError, "num_inner_steps must be at least 0; got -1")),
+            (
+                "guess",
+                (
+                    lambda p: erg.estimators.LocalLatents(p, BATCH_SIZE, inner_step_size=0.8),
+                    TypeError,
+                    "posterior must be a LatentPosterior; got Posterior",
+                ),
+            ),
+        )
+    ),
 ]
 
 # --- kernels -------------------------------------------------------------------------------------------------------
@@ -198,6 +243,8 @@ class KernelRow:
     streams: bool = True
     """Whether batches can be handed to `step`."""
     probes: bool = True
+    exact: bool = False
+    """Whether the posterior is left invariant; such a kernel rejects what diverges, and stays finite."""
     scheme: str = "uniform"
     """Batches that it is tested with; "blocks" take longer to trace, so two kernels speak for the rest."""
 
@@ -224,10 +271,43 @@ KERNELS = [
         ("step_size", "temperature", "friction"),
     ),
     KernelRow(
+        "Splitting",
+        lambda gradient, step_size, **options: erg.samplers.Splitting(
+            "BAOAB", gradient, step_size, one_batch=True, **options
+        ),
+        "Splitting-BAOAB-one-batch",
+        ("step_size", "temperature", "friction"),
+        scheme="symmetric",
+    ),
+    KernelRow(
         "Thermostat",
         lambda gradient, step_size, **options: erg.samplers.Thermostat("ADOBODA", gradient, step_size, **options),
         "Thermostat-ADOBODA",
         ("step_size", "temperature", "friction", "thermal_mass"),
+    ),
+    _langevin("MultiplicativeLangevin", "uniform"),
+    KernelRow(
+        "MultiplicativeLangevin",
+        lambda gradient, step_size, **options: erg.samplers.MultiplicativeLangevin(
+            gradient, step_size, allow_sign_changes=True, **options
+        ),
+        "MultiplicativeLangevin-ambient",
+        ("step_size", "temperature"),
+    ),
+    KernelRow(
+        "AMAGOLD",
+        lambda gradient, step_size, **options: erg.samplers.AMAGOLD(gradient, step_size, 3, **options),
+        "AMAGOLD",
+        ("step_size", "temperature", "friction"),
+        streams=False,
+        exact=True,
+    ),
+    KernelRow(
+        "ReplicaExchange",
+        lambda gradient, step_size, **options: erg.samplers.ReplicaExchange(gradient, step_size, (2.0, 3.0), **options),
+        "ReplicaExchange",
+        ("step_size", "temperature", "decay"),
+        streams=False,
     ),
     KernelRow(
         "PreconditionedSGLD",

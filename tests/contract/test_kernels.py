@@ -282,7 +282,7 @@ def test_describes_itself(row):
     assert type(kernel).__name__ in repr(kernel)
     assert kernel.posterior is posterior
     assert kernel.exact_gradient == (row.scheme == "full")
-    assert not kernel.exact
+    assert kernel.exact == row.exact
     assert erg.cite(kernel).startswith("@")
     assert abstract(jax.tree.leaves(kernel)) == abstract(jax.tree.leaves(jax.tree.map(lambda x: x, kernel)))
 

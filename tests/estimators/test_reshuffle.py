@@ -129,3 +129,19 @@ def test_minibatch_follows_the_cursor():
     for rows, weights in zip(batches.data, batches.weight, strict=True):
         counted = np.sort(np.asarray(rows)[np.asarray(weights) > 0])
         np.testing.assert_array_equal(counted, np.arange(20.0))
+
+
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_symmetric_epochs_go_there_and_back(size):
+    """Through a permutation and its reverse, then through another one; with one order drawn an epoch."""
+
+    def body(cursor, key):
+        block, cursor = reshuffle.advance(key, cursor, size, symmetric=True)
+        return cursor, block
+
+    keys = jax.random.split(jax.random.key(3), 2 * size * 40)
+    blocks = np.asarray(jax.jit(lambda: jax.lax.scan(body, reshuffle.start(jax.random.key(4)), keys))()[1])
+    epochs = blocks.reshape(40, 2 * size)
+    np.testing.assert_array_equal(epochs, epochs[:, ::-1])
+    np.testing.assert_array_equal(np.sort(epochs[:, :size], axis=-1), np.tile(np.arange(size), (40, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) > 0.4 * min(40, math.factorial(size))

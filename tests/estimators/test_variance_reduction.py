@@ -43,7 +43,6 @@ def states_on_the_way(estimator, positions):
     return states
 
 
-@jax.jit
 def at_each_block(estimator, theta, state):
     """Estimates at one state from each block in turn: (K,) values and (K, ...) gradients."""
 
@@ -60,20 +59,20 @@ def at_each_block(estimator, theta, state):
     return jax.vmap(at_place)(jnp.arange(estimator.minibatch.num_blocks, dtype=jnp.int32))
 
 
-def assert_unbiased_on_the_way(estimator, num_epochs=3):
+def assert_unbiased_on_the_way(estimator, num_epochs=2):
     """Over the partition into blocks, at every state of some epochs, mid-epoch ones included."""
     posterior, num_blocks = estimator.posterior, estimator.minibatch.num_blocks
     theta = jnp.array([-0.5, 0.1, 1.0])
     value, gradient = full(posterior, theta)
+    traced_anew = jax.jit(lambda *args: at_each_block(*args))  # mutants replace what it calls
     for state in states_on_the_way(estimator, path(num_epochs * num_blocks + 1)):
-        values, gradients = at_each_block(estimator, theta, state)
+        values, gradients = traced_anew(estimator, theta, state)
         np.testing.assert_allclose(np.mean(gradients, axis=0), gradient, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(np.mean(values), value, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("with_centre", [True, False])
-@pytest.mark.parametrize(("num_data", "batch_size"), [(12, 3), (13, 5), (13, 13)])
+@pytest.mark.parametrize(("num_data", "batch_size", "with_centre"), [(12, 3, True), (13, 5, False)])
 @pytest.mark.parametrize("kind", ALL)
 def test_blocks_average_to_the_full_gradient_at_every_state(kind, num_data, batch_size, with_centre):
     minibatch = Minibatch(logistic_regression(num_data), batch_size)
@@ -87,11 +86,14 @@ def test_rows_average_to_the_full_gradient_with_uniform_batches(kind):
     posterior, theta = logistic_regression(13), jnp.array(THETA)
     estimator = kind(Minibatch(posterior, 5, "uniform"))
     value, gradient = full(posterior, theta)
-    rows = [Batch(jax.tree.map(lambda x, i=i: x[i : i + 1], posterior.data), jnp.ones(1)) for i in range(13)]
+    rows = Batch(jax.tree.map(lambda x: x[:, None], posterior.data), jnp.ones((13, 1)))
+    at_row = jax.jit(
+        jax.vmap(lambda row, state: estimator.estimate(jax.random.key(0), theta, state, row)[0], (0, None))
+    )
     for state in states_on_the_way(estimator, path(7)):
-        estimates = [estimator.estimate(jax.random.key(0), theta, state, row)[0] for row in rows]
-        np.testing.assert_allclose(np.mean([e.gradient for e in estimates], axis=0), gradient, rtol=1e-12)
-        np.testing.assert_allclose(np.mean([e.value for e in estimates]), value, rtol=1e-12)
+        estimates = at_row(rows, state)
+        np.testing.assert_allclose(np.mean(estimates.gradient, axis=0), gradient, rtol=1e-12)
+        np.testing.assert_allclose(np.mean(estimates.value), value, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -108,28 +110,21 @@ def test_mutants_of_the_snapshot_are_rejected(kind, mutant, monkeypatch):
         return after._replace(active=after.active._replace(full=state.active.full))
 
     estimator = kind(Minibatch(logistic_regression(13), 5))
-    assert_unbiased_on_the_way(estimator)
-    jax.clear_caches()
     monkeypatch.setattr(AbstractMovingControlVariate, "_walk", wrong)
     with pytest.raises(AssertionError):
         assert_unbiased_on_the_way(estimator)
-    jax.clear_caches()
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("mutant", ["row not entered", "mean not updated"])
 def test_mutants_of_the_table_are_rejected(mutant, monkeypatch):
     estimator = SAGA(Minibatch(logistic_regression(13), 5))
-    assert_unbiased_on_the_way(estimator)
-    jax.clear_caches()
     if mutant == "row not entered":
         monkeypatch.setattr(jax.lax, "dynamic_update_index_in_dim", lambda rows, x, index, axis: rows)
     else:
         monkeypatch.setattr(saga_module.tree, "axpy", lambda factor, x, y: y)
     with pytest.raises(AssertionError):
         assert_unbiased_on_the_way(estimator)
-    monkeypatch.undo()
-    jax.clear_caches()
 
 
 @pytest.mark.usefixtures("x64")
@@ -157,7 +152,7 @@ def test_centres_follow_the_chain(kind, scheme):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("scheme", ["blocks", "uniform"])
+@pytest.mark.parametrize("scheme", ["blocks", "uniform", "symmetric"])
 @pytest.mark.parametrize("kind", MOVING)
 def test_on_equal_curvatures_sgld_moves_as_with_full_gradients(kind, scheme):
     """The noise is zero identically: the same noise keys give the same chain, step for step, through several centres."""
@@ -262,13 +257,13 @@ def squared_deviation(position, mean):
 
 
 def test_saga_langevin_law():
-    """By simulation against the exact law, at a step where the table's noise raises the variance by a third."""
+    """By simulation against the exact law, at a step where the table's noise raises the variance by more than half."""
     num_data, v0, tau2, num_blocks, h = 12, 2.0, 25.0, 3, 0.12
     posterior = gaussian_mean(num_data, v0, tau2)
     precision, prior = num_data / v0, 1 / tau2
     exact = saga_langevin_variance(h, precision, prior, num_blocks)
     without_noise = 2 / ((prior + precision) * (2 - h * (prior + precision)))
-    print("RATIO", exact / without_noise)
+    assert exact > 1.5 * without_noise
     mean = float(jnp.sum(posterior.data) / v0 / (prior + precision))
     kernel = SGLD(SAGA(Minibatch(posterior, num_data // num_blocks)), h)
     starts = mean + 0.4 * jax.random.normal(jax.random.key(3), (2000,))
@@ -333,9 +328,9 @@ def test_errors(kind):
 def test_saga_errors():
     posterior = logistic_regression(12)
     minibatch = Minibatch(posterior, 3)
-    for scheme in ("uniform", "full"):
+    for scheme in ("uniform", "symmetric", "full"):
         with pytest.raises(ValueError, match=f"scheme='blocks'.*got scheme='{scheme}'"):
-            SAGA(Minibatch(posterior, 3 if scheme == "uniform" else None, scheme))
+            SAGA(Minibatch(posterior, None if scheme == "full" else 3, scheme))
     with pytest.raises(ValueError, match=r"48 bytes a chain \(4 blocks of 12 bytes\), and max_bytes is 47"):
         SAGA(minibatch, max_bytes=47).init(jax.random.key(0), jnp.zeros(3))
     with pytest.raises(ValueError, match="max_bytes is 47"):

@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
+from numpyro.handlers import scale
 
 import ergodica as erg
 
@@ -78,10 +79,9 @@ def mixture(enumerate, inside):
 @pytest.mark.parametrize(
     ("enumerate", "inside", "message"),
     [
-        (False, True, "discrete latent site 'which' is not enumerated.*Marginalise"),
-        (False, False, "discrete latent site 'which' is not enumerated.*Marginalise"),
+        (False, True, "discrete latent site 'which' is not enumerated.*enumerate.*parallel.*MixtureSameFamily"),
+        (False, False, "discrete latent site 'which' is not enumerated"),
         (True, False, "enumerated latent site 'which' is not wholly inside the data plate 'data'"),
-        (True, True, "enumerated latent site 'which' inside the data plate 'data' is not supported yet"),
     ],
 )
 def test_discrete_latents(enumerate, inside, message):
@@ -89,15 +89,114 @@ def test_discrete_latents(enumerate, inside, message):
         by_rows(mixture(enumerate, inside))
 
 
-def test_several_subsampled_plates():
+PARALLEL = {"enumerate": "parallel"}
+
+
+def test_enumerated_latent_in_another_plate():
+    def model(y):
+        with numpyro.plate("groups", 3):
+            which = numpyro.sample("which", dist.Bernoulli(0.5), infer=PARALLEL)
+        with numpyro.plate("data", y.shape[0]):
+            numpyro.sample("y", dist.Normal(jnp.sum(which).astype(float), 1.0), obs=y)
+
+    with pytest.raises(ValueError, match="'which' is not wholly inside the data plate 'data'"):
+        by_rows(model)
+
+
+def test_enumerated_latent_without_finite_support():
+    def model(y):
+        rate = numpyro.sample("rate", dist.Exponential())
+        with numpyro.plate("data", y.shape[0]):
+            count = numpyro.sample("count", dist.Poisson(rate), infer=PARALLEL)
+            numpyro.sample("y", dist.Normal(count.astype(float), 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"'count' cannot be summed out.*no finite support"):
+        by_rows(model)
+
+
+def test_enumerated_latents_of_too_many_values():
+    def model(y):
+        rate = numpyro.sample("rate", dist.Beta(1.0, 1.0))
+        with numpyro.plate("data", y.shape[0], dim=-2), numpyro.plate("inner", 13, dim=-1):
+            which = numpyro.sample("which", dist.Bernoulli(rate), infer=PARALLEL)
+            numpyro.sample("y", dist.Normal(which.astype(float), 1.0), obs=y[:, None] + jnp.zeros(13)[None])
+
+    with pytest.raises(ValueError, match=r"take 8192 values together \('which' 2\*\*13\), more than the 4096.*forward"):
+        by_rows(model)
+
+
+@pytest.mark.parametrize(("of_latent", "name"), [(True, "which"), (False, "y")])
+def test_enumerated_latents_under_a_scale(of_latent, name):
+    def model(y):
+        means = numpyro.sample("means", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        with numpyro.plate("data", y.shape[0]):
+            with scale(scale=2.0 if of_latent else 1.0):
+                which = numpyro.sample("which", dist.Bernoulli(0.5), infer=PARALLEL)
+            with scale(scale=2.0):
+                numpyro.sample("y", dist.Normal(means[which], 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=f"'{name}'.*scaled, and the sum over.*handlers.scale away"):
+        by_rows(model)
+
+
+@pytest.mark.parametrize("kind", ["factor", "deterministic", "prior"])
+def test_enumerated_latent_that_leaves_the_data_plate(kind):
+    def model(y):
+        numpyro.sample("mu", dist.Normal())
+        with numpyro.plate("data", y.shape[0]):
+            which = numpyro.sample("which", dist.Bernoulli(0.5), infer=PARALLEL)
+            numpyro.sample("y", dist.Normal(which.astype(float), 1.0), obs=y)
+        if kind == "factor":
+            numpyro.factor("outside", jnp.max(which).astype(float))
+        elif kind == "deterministic":
+            numpyro.deterministic("outside", jnp.max(which))
+        else:
+            numpyro.sample("outside", dist.Normal(jnp.max(which).astype(float), 0.1))
+
+    with pytest.raises(ValueError, match=r"'outside' is outside the data plate but depends on.*'which'"):
+        by_rows(model)
+
+
+def test_all_deterministic_sites_beside_an_enumerated_latent():
+    with pytest.raises(ValueError, match=r"deterministic='all' cannot report.*'which'"):
+        by_rows(mixture(True, True), deterministic="all")
+
+
+def test_subsampled_plates_that_cross():
     def model(y):
         mu = numpyro.sample("mu", dist.Normal())
-        numpyro.plate("a", 5, subsample_size=2)
-        with numpyro.plate("b", y.shape[0], subsample_size=2) as i:
-            numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[i])
+        a, b = numpyro.plate("a", 6, subsample_size=2, dim=-1), numpyro.plate("b", 5, subsample_size=2, dim=-2)
+        with a as i:
+            numpyro.factor("only a", mu * y[i])
+        with b as j:
+            numpyro.factor("only b", mu * j[:, None].astype(float))
+        with a as i, b as j:
+            numpyro.sample("both", dist.Normal(mu, 1.0), obs=y[i][None] + j[:, None].astype(float))
 
-    with pytest.raises(ValueError, match=r"'a', 'b' are subsampled.*not supported yet"):
+    message = r"The plates 'a' and 'b' cross: the sites 'both' are in both.*plate='a' or plate='b'"
+    with pytest.raises(ValueError, match=message):
         by_indices(model)
+    with pytest.raises(ValueError, match="cross"):
+        erg.from_numpyro(model, y=Y, plate=("a", "b"))
+    assert erg.from_numpyro(model, y=Y, plate="b").num_data == 5
+
+
+@pytest.mark.parametrize(
+    ("plate", "error", "message"),
+    [
+        ((), ValueError, "one plate, or several once each"),
+        (("data", "data"), ValueError, "one plate, or several once each"),
+        (("data", "people"), ValueError, "got 'people'.*'data' of size 6"),
+    ],
+)
+def test_names_of_several_plates(plate, error, message):
+    with pytest.raises(error, match=message):
+        erg.from_numpyro(ordinary, y=Y, plate=plate)
+
+
+def test_several_plates_where_data_gives_the_rows():
+    with pytest.raises(TypeError, match="plate must be a name where data= gives the rows"):
+        by_rows(ordinary, plate=("data",))
 
 
 def test_arrays_of_unequal_length():

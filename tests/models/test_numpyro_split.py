@@ -108,7 +108,7 @@ def test_mutant_split_by_is_observed_is_rejected(name):
     program = posterior.source.program
 
     def sum_where(observed, rows):
-        sites = program._at(position, rows).values()
+        sites = program.at(position, rows).values()
         return sum(log_prob(s).sum() for s in sites if s["type"] == "sample" and s["is_observed"] == observed)
 
     full = numpyro_log_density(case, position)

@@ -20,13 +20,17 @@ import pytest
 
 import ergodica as erg
 from ergodica.core.types import Batch
-from ergodica.samplers import BAOA, BAOAB, OBABO
-from tests.support.affine import step_map
+from ergodica.samplers import BAOA, BAOAB, OBABO, UBU
+from tests.support.affine import NoisyQuadratic, step_map
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 FRICTION = 1.5
 SCHEMES = {"BAOA": BAOA, "BAOAB": BAOAB, "OBABO": OBABO}
+ONE_BATCH = {
+    "BAOAB, one batch": functools.partial(BAOAB, one_batch=True),
+    "UBU, one batch": functools.partial(UBU, one_batch=True),
+}
 STEPS = (0.02, 0.01, 0.005, 0.0025)
 
 
@@ -63,7 +67,7 @@ def maps_over_steps(scheme, num_batches):
 
     def at(h, rows):
         batch = Batch(jax.tree.map(lambda x: x[None], rows), jnp.ones(1))
-        return step_map(SCHEMES[scheme](gradient, h, FRICTION), jnp.zeros(2), batch)
+        return step_map((SCHEMES | ONE_BATCH)[scheme](gradient, h, FRICTION), jnp.zeros(2), batch)
 
     over_batches = jax.vmap(at, in_axes=(None, 0))
     maps = jax.jit(jax.vmap(over_batches, in_axes=(0, None)))(jnp.array(STEPS), posterior.data)
@@ -153,3 +157,51 @@ def test_independent_batches_give_first_order(scheme, num_batches):
     # and at h = .01 they are many times worse than the same batches reshuffled
     shuffled = biases(scheme, num_batches, list(itertools.permutations(range(num_batches))), "all iterates")
     assert errors[1] > 20 * shuffled[1]
+
+
+def test_one_batch_serves_all_kicks_of_a_step():
+    """On data whose blocks pull apart: the two kicks of BAOAB with one batch are those of that batch."""
+    posterior = erg.Posterior(
+        lambda theta: 0.0 * theta, lambda theta, rows: rows * theta, jnp.array([1.0, -1.0]), initial=jnp.array(0.0)
+    )
+    gradient = erg.estimators.Minibatch(posterior, 1, "symmetric")
+    kernel = BAOAB(gradient, 0.1, 0.0, temperature=0.0, one_batch=True)
+    state, pulls = kernel.init(jax.random.key(0), jnp.array(0.0)), []
+    for i in range(8):
+        after, info = kernel.step(jax.random.key(i), state)
+        pulls.append(float(after.momentum - state.momentum))
+        assert info.n_grad == 2
+        state = after
+    np.testing.assert_allclose(np.abs(pulls), 0.2, rtol=1e-12)  # twice h / 2, times a gradient of 2
+    assert pulls[:4] == pulls[3::-1]
+
+
+def test_one_batch_needs_an_estimator_that_draws():
+    with pytest.raises(TypeError, match="one_batch needs an estimator that draws a batch"):
+        BAOAB(NoisyQuadratic(jnp.ones((1, 1)), jnp.ones(())), 0.1, one_batch=True)
+
+
+def there_and_back(num_batches):
+    return [order + order[::-1] for order in itertools.permutations(range(num_batches))]
+
+
+@pytest.mark.parametrize("where", ["epoch boundaries", "all iterates"])
+@pytest.mark.parametrize("num_batches", [3, 4])
+@pytest.mark.parametrize("scheme", ONE_BATCH)
+def test_symmetric_sweeps_give_second_order(scheme, num_batches, where):
+    coarse, _, fine = slopes(biases(scheme, num_batches, there_and_back(num_batches), where))
+    assert coarse >= 1.7
+    assert fine >= 1.9
+
+
+@pytest.mark.parametrize("num_batches", [3, 4])
+@pytest.mark.parametrize("scheme", ONE_BATCH)
+def test_each_symmetric_sweep_is_of_second_order_by_itself(scheme, num_batches):
+    """No average over the orders is needed: the same one each time will do, and an odd error term is nowhere seen."""
+    for order in there_and_back(num_batches)[:3]:
+        assert slopes(biases(scheme, num_batches, [order], "epoch boundaries"))[-1] >= 1.97
+
+
+@pytest.mark.parametrize("scheme", ONE_BATCH)
+def test_one_batch_a_step_does_not_help_independent_batches(scheme):
+    assert np.all(slopes(biases(scheme, 3, [(k,) for k in range(3)], "all iterates")) <= 1.2)

@@ -7,26 +7,13 @@ import pytest
 
 import ergodica as erg
 from ergodica.samplers import SGLD, PreconditionedSGLD, preconditioned
-from tests.support.affine import NoisyQuadratic, noise_from, stationary_covariance, step_map
+from tests.support.affine import NoisyQuadratic, Prepared, noise_from, stationary_covariance, step_map
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 PRECISION = np.array([[2.0, 0.6], [0.6, 1.0]])
 SECOND_MOMENT = np.array([0.3, 4.0])
 SPREAD, NUM_ADAPT, DECAY, DAMPING = 1.3, 5, 0.9, 0.1
-
-
-class Prepared:
-    """A kernel whose chains start in a given state."""
-
-    def __init__(self, kernel, **parts):
-        self.kernel, self.parts = kernel, parts
-
-    def init(self, key, position, batch=None):
-        return self.kernel.init(key, position, batch)._replace(**self.parts)
-
-    def step(self, key, state, batch=None):
-        return self.kernel.step(key, state, batch)
 
 
 def frozen(h, temperature=0.7):

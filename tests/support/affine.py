@@ -126,3 +126,16 @@ def stationary_covariance(maps: StepMap) -> np.ndarray:
     transition, loading = np.asarray(maps.transition), np.asarray(maps.loading)
     assert np.max(np.abs(np.linalg.eigvals(transition))) < 1, "the step is unstable: no stationary law"
     return solve_discrete_lyapunov(transition, loading @ loading.T)
+
+
+class Prepared:
+    """A kernel whose chains start with given parts of their state."""
+
+    def __init__(self, kernel: Any, **parts: Any) -> None:
+        self.kernel, self.parts = kernel, parts
+
+    def init(self, key: Key, position: PyTree, batch: Batch | None = None) -> Any:
+        return self.kernel.init(key, position, batch)._replace(**self.parts)
+
+    def step(self, key: Key, state: Any, batch: Batch | None = None) -> tuple[Any, Any]:
+        return self.kernel.step(key, state, batch)

@@ -64,6 +64,10 @@ class ControlVariate(AbstractGradientEstimator):
         """Open the first epoch."""
         return self.minibatch.init(key, params, batch)
 
+    def draw(self, key: Key, state: MinibatchState) -> tuple[Batch, MinibatchState]:
+        """Draw the next batch."""
+        return self.minibatch.draw(key, state)
+
     def at(self, params: PyTree, batch: Batch) -> Estimate:
         """Estimate value and gradient from a given batch."""
         full = LogLikelihood(self.full_value, self.full_gradient)

@@ -94,7 +94,8 @@ def importance_probabilities(
     Raises
     ------
     ValueError, TypeError
-        If the posterior holds no data, the floor is out of range, or all the gradients are zero or one is not finite.
+        If the posterior holds no data, the floor is out of range, the centre is the position, or all the gradients are zero or
+        one is not finite.
 
     Notes
     -----
@@ -125,11 +126,15 @@ def importance_probabilities(
     if centre is not None:
         centre = check.position("centre", centre)
         check.same_structure("centre", centre, "position", position)
+        if all(np.array_equal(c, x) for c, x in zip(jax.tree.leaves(centre), jax.tree.leaves(position), strict=True)):
+            raise ValueError(
+                "centre must differ from position: at the centre a control variate has no noise to reduce."
+            )
     norms = np.asarray(_norms(posterior, position, centre), np.float64)
     if not np.all(np.isfinite(norms)) or not norms.sum() > 0:
         raise ValueError(
             f"The gradients of the data must be finite and not all zero; got norms from {norms.min()} to {norms.max()}. "
-            "Choose another position (with a centre: one that differs from it)."
+            "Choose another position."
         )
     p = (1 - floor) * norms / norms.sum() + floor / posterior.num_data
     return jnp.asarray(p, jnp.result_type(float))

@@ -29,11 +29,16 @@ def start(key: Key) -> Cursor:
     return Cursor(jax.random.bits(key, (2,), jnp.uint32), jnp.zeros((), jnp.int32))
 
 
-def advance(key: Key, cursor: Cursor, num_blocks: int) -> tuple[Array, Cursor]:
-    """Give the block at the cursor (int32 scalar) and the cursor of the next call."""
-    block = permutation_at(cursor.words, cursor.position, num_blocks)
+def advance(key: Key, cursor: Cursor, num_blocks: int, *, symmetric: bool = False) -> tuple[Array, Cursor]:
+    """Give the block at the cursor (int32 scalar) and the cursor of the next call.
+
+    With ``symmetric`` an epoch goes through its permutation there and back, so it has twice as many calls.
+    """
+    length = 2 * num_blocks if symmetric else num_blocks
+    place = jnp.minimum(cursor.position, length - 1 - cursor.position) if symmetric else cursor.position
+    block = permutation_at(cursor.words, place, num_blocks)
     following = cursor.position + 1
-    ended = following == num_blocks
+    ended = following == length
     # the key of a call is fresh random words itself: no need to hash it again at each step, for use once an epoch
     words = jnp.where(ended, jax.random.key_data(key)[:2], cursor.words)
     # without the barrier the compiler fuses the permutation into the slice and evaluates it once an element

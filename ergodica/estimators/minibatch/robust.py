@@ -36,6 +36,10 @@ class AbstractRobustGradient(AbstractGradientEstimator):
         """Open the first epoch."""
         return self.minibatch.init(key, params, batch)
 
+    def draw(self, key: Key, state: MinibatchState) -> tuple[Batch, MinibatchState]:
+        """Draw the next batch."""
+        return self.minibatch.draw(key, state)
+
     def estimate(
         self, key: Key, params: PyTree, state: MinibatchState, batch: Batch | None = None
     ) -> tuple[Estimate, MinibatchState]:
@@ -43,7 +47,7 @@ class AbstractRobustGradient(AbstractGradientEstimator):
         if batch is not None:
             batch = as_batch(batch)
         else:
-            batch, state = self.minibatch.draw(key, state)
+            batch, state = self.draw(key, state)
         return self.at(params, batch), state
 
     def probe(self, key: Key, params: PyTree, state: MinibatchState) -> Estimate | None:  # noqa: ARG002
@@ -235,11 +239,10 @@ class RobustAggregate(AbstractRobustGradient):
         return mass, LogLikelihood(value, gradient)
 
     def _aggregate(self, gradients: PyTree) -> PyTree:
-        if self.trim is not None:
-            return trimmed_mean(gradients, self.trim)
         if self.rule == "geometric_median":
             return geometric_median(gradients, self.num_iterations)
-        return jax.tree.map(lambda x: jnp.median(x, axis=0), gradients)
+        # a median is the mean of the middle one, or the middle two
+        return trimmed_mean(gradients, (self.num_groups - 1) // 2 if self.trim is None else self.trim)
 
 
 def clipping_factors(gradients: PyTree, max_norm: Array) -> Array:

@@ -75,7 +75,7 @@ class SAGA(AbstractGradientEstimator):
     a likelihood with equal curvatures it is not zero as for `SVRG`, since the rows of the table were taken at different
     positions.
 
-    Cost: one gradient a row, a third of `SVRG`; ``N`` at the start, counted in ``n_grad`` of the first step (not counted if
+    Cost: one gradient a row, a third of `SVRG`; ``N`` at the start, counted in ``n_grad`` of the first estimate (not counted if
     ``centre`` is given). Memory: ``K`` times the parameters *a chain*; 1,000 blocks, 10,000 parameters and 4 chains are
     160 MB in single precision. In a compiled loop one row of the table is read and one is written, in place. Over vectorised
     chains these are a gather and a scatter of one row a chain, so time grows with the chains as the gradient's does.

@@ -14,9 +14,9 @@ from ergodica.core.posterior import Posterior
 from ergodica.core.types import Batch, Estimate, Key, PyTree
 from ergodica.estimators.minibatch import importance, reshuffle
 
-SCHEMES = ("blocks", "uniform", "full", "importance")
+SCHEMES = ("blocks", "uniform", "full", "importance", "symmetric")
 
-type Scheme = Literal["blocks", "uniform", "full", "importance"]
+type Scheme = Literal["blocks", "uniform", "full", "importance", "symmetric"]
 
 
 class MinibatchState(NamedTuple):
@@ -35,13 +35,14 @@ class Minibatch(AbstractGradientEstimator):
     posterior : Posterior
     batch_size : int, optional
         Rows a gradient, between 1 and the number of data; left out for ``scheme="full"``.
-    scheme : {"blocks", "uniform", "full", "importance"}
+    scheme : {"blocks", "uniform", "full", "importance", "symmetric"}
         ``"blocks"`` shuffles the rows once, at construction, cuts them into ``K = ceil(N / batch_size)`` contiguous
         blocks of equal size (give or take one row) and visits them in a fresh random order each epoch; a block's
         estimate is ``K`` times its sum, so that the mean over the blocks is the full gradient. ``"uniform"`` draws
         ``batch_size`` rows with replacement at each call. ``"full"`` uses all rows, without noise. ``"importance"`` draws
         with replacement as ``"uniform"`` does, but row ``i`` with probability :math:`p_i` and weight
-        :math:`w_i = 1 / (n N p_i)`.
+        :math:`w_i = 1 / (n N p_i)`. ``"symmetric"`` visits the blocks of ``"blocks"`` in a random order and then in the
+        reverse one.
     probabilities : array (N,), optional
         For ``scheme="importance"``: positive and with sum one, such as those of `importance_probabilities`.
     key : typed PRNG key, optional
@@ -63,6 +64,11 @@ class Minibatch(AbstractGradientEstimator):
     epoch is short against relaxation: about :math:`K h \lambda / 3` times the bias under ``"uniform"`` for
     :math:`K h \lambda \ll 1`, and nearly the same once :math:`K h \lambda \gg 1`. Closed-form laws for independent
     batches hold for ``"uniform"`` only.
+
+    Under ``"symmetric"`` an epoch of ``2K`` steps is a symmetric composition, if each step is one too and sees one batch alone:
+    ``UBU``, or ``BAOAB`` with ``one_batch=True``. It is then of second order for each order of the blocks, not only on average
+    over the orders. The size of the error is nearly that of ``"blocks"``: on an isotropic Gaussian the noise bias of SGLD is at
+    most 13% larger, so ``"blocks"`` is the default.
 
     Do not use it where the likelihood does not factorise over the rows (time series, Gaussian processes).
 
@@ -128,19 +134,20 @@ class Minibatch(AbstractGradientEstimator):
         self.batch_size = batch_size
         self.num_blocks = -(-n // batch_size) if n else 1
         self.rows = posterior.data
-        if scheme == "blocks" and posterior.data is not None:
+        if self.reshuffles and posterior.data is not None:
             order = np.asarray(jax.random.permutation(jax.random.key(0) if key is None else key, n))
             self.rows = jax.tree.map(lambda x: x[order], posterior.data)
 
     def init(self, key: Key, params: PyTree, batch: Batch | None = None) -> MinibatchState:  # noqa: ARG002
         """Open the first epoch; ``params`` and ``batch`` do not matter."""
-        return MinibatchState(reshuffle.start(key) if self.scheme == "blocks" else None)
+        return MinibatchState(reshuffle.start(key) if self.reshuffles else None)
 
     def draw(self, key: Key, state: MinibatchState) -> tuple[Batch, MinibatchState]:
         """Draw the next batch. Estimators that wrap this one call it once a step and reuse the batch."""
         self._require_data()
-        if self.scheme == "blocks":
-            block, cursor = reshuffle.advance(key, state.cursor, self.num_blocks)
+        if self.reshuffles:
+            symmetric = self.scheme == "symmetric"
+            block, cursor = reshuffle.advance(key, state.cursor, self.num_blocks, symmetric=symmetric)
             return self.block(block), MinibatchState(cursor)
         return self.independent_batch(key), state
 
@@ -149,7 +156,7 @@ class Minibatch(AbstractGradientEstimator):
         self._require_data()
         if self.scheme == "full":
             return Batch(self.rows, jnp.full((self.batch_size,), 1.0 / self.batch_size))
-        if self.scheme == "blocks":
+        if self.reshuffles:
             return self.block(jax.random.randint(key, (), 0, self.num_blocks))
         if self.proposal is None:
             rows = jax.random.randint(key, (self.batch_size,), 0, self.target.num_data)
@@ -222,7 +229,7 @@ class Minibatch(AbstractGradientEstimator):
     @property
     def reshuffles(self) -> bool:
         """Whether the noise cancels over an epoch."""
-        return self.scheme == "blocks"
+        return self.scheme in ("blocks", "symmetric")
 
     def _require_data(self) -> None:
         if self.target.data is None:

@@ -169,7 +169,7 @@ class SVRG(AbstractMovingControlVariate):
     Parameters
     ----------
     gradient : Minibatch
-        The estimator to correct, of scheme ``"blocks"``, ``"uniform"`` or ``"importance"``.
+        The estimator to correct, of any scheme.
     centre : pytree, optional
         The first centre. The sum over all the data is then taken here once; without it, by `init` at the position where
         each chain starts.
@@ -188,7 +188,7 @@ class SVRG(AbstractMovingControlVariate):
     draw, and a fixed `ControlVariate` around the mode is both less noisy and cheaper.
 
     Cost: ``3 n`` gradients a step, the same at each step and for any number of vectorised chains; ``N`` at the start,
-    counted in ``n_grad`` of the first step (not counted if ``centre`` is given, as for `ControlVariate`). A probe costs
+    counted in ``n_grad`` of the first estimate (not counted if ``centre`` is given, as for `ControlVariate`). A probe costs
     ``2 n``. State: five times the parameters a chain. Batches that are handed over (streamed data) are corrected but do not
     renew the centre.
 
@@ -227,7 +227,7 @@ class RecentringControlVariate(AbstractMovingControlVariate):
     Parameters
     ----------
     gradient : Minibatch
-        The estimator to correct, of scheme ``"blocks"``, ``"uniform"`` or ``"importance"``.
+        The estimator to correct, of any scheme.
     centre : pytree, optional
         The first centre, such as a mode; the position where each chain starts unless given.
 
