@@ -76,8 +76,8 @@ def integrators_of(order: str) -> dict[str, Callable]:
 
 # --- Gaussian target: exact laws --------------------------------------------------------------------------------------
 
-NUM_BLOCKS, FRICTION = 8, 1.5
-STEPS = tuple(0.64 / 2**i for i in range(9))
+NUM_BLOCKS, FRICTION = 6, 1.5
+STEPS = tuple(0.64 / 2**i for i in range(11))
 MOST_NOISES = 16
 
 
@@ -104,6 +104,15 @@ def gaussian_posterior() -> erg.Posterior:
         jax.tree.map(jnp.asarray, quadratic_blocks()),
         initial=jnp.zeros(2),
     )
+
+
+def gaussian_batches() -> Batch:
+    """Each of the K blocks; the mean of them, which gives the full gradient; each with the mean curvature in place of its own."""
+    curvatures, shifts = quadratic_blocks()
+    mean = curvatures.mean(axis=0, keepdims=True)
+    A = np.concatenate([curvatures, mean, np.repeat(mean, NUM_BLOCKS, axis=0)])
+    b = np.concatenate([shifts, shifts.mean(axis=0, keepdims=True), shifts])
+    return Batch((jnp.asarray(A)[:, None], jnp.asarray(b)[:, None]), jnp.ones((len(A), 1)))
 
 
 @contextmanager
@@ -136,7 +145,7 @@ def with_parts(state: Any, parts: tuple) -> Any:
     return state if gradient is None else state._replace(force=state.force._replace(gradient=gradient))
 
 
-def affine_step(kernel: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+def affine_step(kernel: Any, batch: Batch | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Differentiate the kernel's own step: ``z' = F z + G xi + b``."""
     key, no_noise = jax.random.key(0), jnp.zeros(MOST_NOISES)
     with noise_from(no_noise):
@@ -152,15 +161,14 @@ def affine_step(kernel: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Ar
     return *jax.jacobian(step, argnums=(0, 1))(zero, no_noise), step(zero, no_noise)
 
 
-def moment_operators(make: Callable, batches: Batch, steps: tuple[float, ...]) -> np.ndarray:
+def moment_operators(kernel_at: Callable, batches: Batch | None, steps: tuple[float, ...]) -> np.ndarray:
     """Operators (H, K, n, n) on (1, mean, second moment), one for each step size and batch."""
-    gradient = Minibatch(gaussian_posterior(), 1, "uniform")
 
-    def at(h, batch):
-        return affine_step(make(gradient, h, FRICTION), batch)
+    def at(batch, h):
+        return affine_step(kernel_at(h), batch)
 
-    over_both = jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))
-    F, G, b = map(np.asarray, jax.jit(over_both)(jnp.array(steps), batches))
+    maps = jax.vmap(jax.vmap(at, (0, None), axis_size=1 if batches is None else None), (None, 0))
+    F, G, b = map(np.asarray, jax.jit(maps)(batches, jnp.array(steps)))
     size = b.shape[-1]
     L = np.zeros((*b.shape[:2], 1 + size + size**2, 1 + size + size**2))
     mean, second = slice(1, 1 + size), slice(1 + size, None)
@@ -173,18 +181,20 @@ def moment_operators(make: Callable, batches: Batch, steps: tuple[float, ...]) -
     return L
 
 
-def over_orders(L: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Average products of operators over the orders of every subset of the blocks (a bit mask), by recursion on its last.
+type Products = dict[int, np.ndarray]
 
-    The second product goes through the subset and back again.
+
+def over_orders(L: np.ndarray, *, and_back: bool) -> Products:
+    """Average products of operators over the orders of every subset of the blocks (a bit mask), by recursion on its size.
+
+    With ``and_back`` the product goes through the subset and back again, and the recursion runs from the turn outwards.
     """
-    identity = np.broadcast_to(np.eye(L.shape[-1]), L[:, 0].shape)
-    found = {0: (identity, identity)}
+    found = {0: np.broadcast_to(np.eye(L.shape[-1]), L[:, 0].shape)}
     for mask in range(1, 2 ** L.shape[1]):
         members = [k for k in range(L.shape[1]) if mask >> k & 1]
-        there = sum(L[:, k] @ found[mask ^ 1 << k][0] for k in members) / len(members)
-        back = sum(L[:, k] @ found[mask ^ 1 << k][1] @ L[:, k] for k in members) / len(members)
-        found[mask] = there, back
+        inner = [L[:, k] @ found[mask ^ 1 << k] for k in members]
+        products = [x @ L[:, k] for x, k in zip(inner, members, strict=True)] if and_back else inner
+        found[mask] = np.mean(products, axis=0)
     return found
 
 
@@ -192,12 +202,12 @@ def path_of(order: str, L: np.ndarray) -> list[np.ndarray]:
     """Mean operators (H, n, n) from the start of an epoch to the end of each of its steps."""
     if order in ("full", "uniform"):
         return [L.mean(axis=1)]
-    num_blocks, found = L.shape[1], over_orders(L)
-    by_size = [[mask for mask in found if mask.bit_count() == j] for j in range(num_blocks + 1)]
-    path = [np.mean([found[mask][0] for mask in masks], axis=0) for masks in by_size[1:]]
+    num_blocks, there = L.shape[1], over_orders(L, and_back=False)
+    by_size = [[mask for mask in there if mask.bit_count() == j] for j in range(1, num_blocks + 1)]
+    path = [np.mean([there[mask] for mask in masks], axis=0) for masks in by_size]
     if order == "symmetric":
-        everything = 2**num_blocks - 1
-        path += [np.mean([found[m][1] @ found[everything ^ m][0] for m in masks], axis=0) for masks in by_size[1:]]
+        back, everything = over_orders(L, and_back=True), 2**num_blocks - 1
+        path += [np.mean([back[m] @ there[everything ^ m] for m in masks], axis=0) for masks in by_size]
     return path
 
 
@@ -221,22 +231,28 @@ def gaussian_errors(steps: tuple[float, ...] = STEPS) -> dict[str, dict[str, lis
     """Relative error of the covariance for each batch order and integrator, at each step size.
 
     It is the root mean square entry per dimension of the error in whitened coordinates,
-    ``|S^(-1/2) (S_h - S) S^(-1/2)|_F / sqrt(d)`` for the covariance ``S`` of the target.
+    ``|S^(-1/2) (S_h - S) S^(-1/2)|_F / sqrt(d)`` for the covariance ``S`` of the target. Beside the batch orders, under
+    ``"equal curvature"``, stand reshuffled blocks whose gradients differ by a constant alone.
     """
-    curvatures, _ = quadratic_blocks()
-    root = np.linalg.cholesky(curvatures.sum(axis=0))
-    errors: dict[str, dict[str, list[float]]] = {}
+    root = np.linalg.cholesky(quadratic_blocks()[0].sum(axis=0))
+
+    def error(path: list[np.ndarray]) -> list[float]:
+        white = root.T @ stationary_covariance(path) @ root - np.eye(2)
+        return (np.linalg.norm(white, axis=(1, 2)) / np.sqrt(2)).tolist()
+
+    errors: dict[str, dict[str, list[float]]] = {order: {} for order in (*ORDERS, "equal curvature")}
     with jax.enable_x64(True):
-        data = gaussian_posterior().data
-        each = Batch(jax.tree.map(lambda x: x[:, None], data), jnp.ones((NUM_BLOCKS, 1)))
-        whole = Batch(jax.tree.map(lambda x: x[None], data), jnp.full((1, NUM_BLOCKS), 1 / NUM_BLOCKS))
-        for order in ORDERS:
-            errors[order] = {}
-            for name, make in integrators_of(order).items():
-                operators = moment_operators(make, whole if order == "full" else each, steps)
-                sampled = stationary_covariance(path_of(order, operators))
-                white = root.T @ sampled @ root - np.eye(2)
-                errors[order][name] = (np.linalg.norm(white, axis=(1, 2)) / np.sqrt(2)).tolist()
+        gradient, batches = Minibatch(gaussian_posterior(), 1, "uniform"), gaussian_batches()
+        for name, make in INTEGRATORS.items():
+            L = moment_operators(lambda h, make=make: make(gradient, h, FRICTION), batches, steps)
+            blocks, whole, equal = np.split(L, (NUM_BLOCKS, NUM_BLOCKS + 1), axis=1)
+            errors["full"][name] = error(path_of("full", whole))
+            errors["uniform"][name] = error(path_of("uniform", blocks))
+            errors["blocks"][name] = error(path_of("blocks", blocks))
+            errors["equal curvature"][name] = error(path_of("blocks", equal))
+        for name, make in PALINDROMES.items():
+            L = moment_operators(lambda h, make=make: make(gradient, h, FRICTION), batches, steps)
+            errors["symmetric"][name] = error(path_of("symmetric", L[:, :NUM_BLOCKS]))
     return errors
 
 
@@ -249,41 +265,31 @@ def slope(steps: Any, errors: Any) -> float | None:
 # --- simulation -------------------------------------------------------------------------------------------------------
 
 
-class Estimate(NamedTuple):
-    """Mean over independent chains, and its standard error."""
-
-    mean: float
-    error: float
-
-
 @eqx.filter_jit
-def run_chains(kernel: Any, statistic: Callable, key: jax.Array, starts: Any, num_warmup: Any, num_steps: Any):
-    """Time average of a statistic for each chain; the counts and all hyper-parameters are traced."""
+def run_chains(kernels: Any, statistic: Callable, key: jax.Array, starts: Any, num_warmup: Any, num_steps: Any):
+    """Time averages of a statistic for each chain of each kernel (given as a tuple), all driven by the same noise."""
     num_chains = jax.tree.leaves(starts)[0].shape[0]
     key_init, key_run = jax.random.split(key)
-    states = jax.vmap(kernel.init)(jax.random.split(key_init, num_chains), starts)
+    keys = jax.random.split(key_init, num_chains)
+    states = tuple(jax.vmap(kernel.init)(keys, starts) for kernel in kernels)
 
     def step(i, carry):
         states, total = carry
         keys = jax.random.split(jax.random.fold_in(key_run, i), num_chains)
-        states, _ = jax.vmap(kernel.step)(keys, states)
-        values = jax.vmap(statistic)(states.position)
+        states = tuple(jax.vmap(kernel.step)(keys, state)[0] for kernel, state in zip(kernels, states, strict=True))
+        values = jnp.stack([jax.vmap(statistic)(state.position) for state in states])
         return states, total + jnp.where(i < num_warmup, 0.0, values)
 
-    _, total = jax.lax.fori_loop(0, num_warmup + num_steps, step, (states, jnp.zeros(num_chains)))
-    return total / num_steps
-
-
-def simulate(kernel: Any, statistic: Callable, key: jax.Array, starts: Any, warmup: int, steps: int) -> Estimate:
-    """Average over time and chains."""
-    means = np.asarray(run_chains(kernel, statistic, key, starts, jnp.asarray(warmup), jnp.asarray(steps)), np.float64)
-    return Estimate(float(means.mean()), float(means.std(ddof=1) / np.sqrt(means.size)))
+    total = jnp.zeros((len(kernels), *jax.eval_shape(jax.vmap(statistic), starts).shape))
+    return jax.lax.fori_loop(0, num_warmup + num_steps, step, (states, total))[1] / num_steps
 
 
 # --- logistic regression ----------------------------------------------------------------------------------------------
 
-LOGISTIC_ROWS, LOGISTIC_BLOCKS, LOGISTIC_FRICTION = 64, 8, 6.0
-LOGISTIC_STEPS = (0.16, 0.08, 0.04, 0.02, 0.01)
+LOGISTIC_ROWS, LOGISTIC_BATCH, LOGISTIC_FRICTION = 64, 8, 6.0
+LOGISTIC_STEPS = (0.32, 0.16, 0.08, 0.04)
+SGLD_STEPS = (0.08, 0.04, 0.02, 0.01)
+LOGISTIC_CHAINS, LOGISTIC_TIME, LOGISTIC_WARMUP_TIME = 1024, 100.0, 8.0
 
 
 def logistic_posterior() -> erg.Posterior:
@@ -320,3 +326,280 @@ def quadrature(posterior: erg.Posterior, half_width: float = 6.0, size: int = 60
     weights /= weights.sum()
     mean = weights @ points
     return Quadrature(mean, (points - mean).T @ ((points - mean) * weights[:, None]), points, weights)
+
+
+def logistic_errors(key: jax.Array) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Relative error of the variance, signed, and its standard error, for each batch order, integrator and step.
+
+    The variance is the mean over whitened coordinates of the second moment about the true mean. Every chain has a twin that
+    is driven by the same noise towards the Gaussian of the same mean and covariance, with exact gradients. What the twin
+    samples is known exactly, so only the difference between the two is estimated.
+    """
+    posterior = logistic_posterior()
+    truth = quadrature(posterior)
+    precision = np.linalg.inv(truth.covariance)
+
+    def quadratic(theta, mean, precision):
+        return (theta - mean) @ precision @ (theta - mean)
+
+    def twin_of(dtype):
+        mean, P = jnp.asarray(truth.mean, dtype), jnp.asarray(precision, dtype)
+        twin = erg.Posterior(lambda theta: -0.5 * quadratic(theta, mean, P), initial=jnp.zeros(2, dtype))
+        return Minibatch(twin, scheme="full"), lambda theta: quadratic(theta, mean, P) / 2 - 1
+
+    twin, statistic = twin_of(jnp.float32)
+    chosen = np.random.default_rng(1).choice(len(truth.points), LOGISTIC_CHAINS, p=truth.probabilities)
+    starts = jnp.asarray(truth.points[chosen], jnp.float32)
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for order in ORDERS:
+        gradient = Minibatch(posterior, None if order == "full" else LOGISTIC_BATCH, order)
+        found[order] = {}
+        for name, make in integrators_of(order).items():
+            steps = SGLD_STEPS if name == "SGLD" else LOGISTIC_STEPS
+            exact = twin_errors(make, twin_of, precision, steps)
+            found[order][name] = []
+            for h, of_twin in zip(steps, exact, strict=True):
+                key, key_run = jax.random.split(key)
+                kernels = tuple(make(g, h, LOGISTIC_FRICTION) for g in (gradient, twin))
+                counts = (jnp.asarray(round(time / h)) for time in time_of(name))
+                mine, twins = np.asarray(run_chains(kernels, statistic, key_run, starts, *counts), np.float64)
+                difference = mine - twins
+                error = float(difference.mean() + of_twin)
+                se = float(difference.std(ddof=1) / np.sqrt(LOGISTIC_CHAINS))
+                found[order][name].append({"step": h, "error": error, "se": se})
+    return found
+
+
+def time_of(name: str) -> tuple[float, float]:
+    """Warm-up and length of a run: as many steps for SGLD, whose steps are shorter."""
+    scale = SGLD_STEPS[0] / LOGISTIC_STEPS[0] if name == "SGLD" else 1.0
+    return scale * LOGISTIC_WARMUP_TIME, scale * LOGISTIC_TIME
+
+
+def twin_errors(make: Callable, twin_of: Callable, precision: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
+    """What the statistic of the twin is on average, exactly."""
+    with jax.enable_x64(True):
+        gradient, _ = twin_of(jnp.float64)
+        operators = moment_operators(lambda h: make(gradient, h, LOGISTIC_FRICTION), None, steps)
+        return np.trace(precision @ stationary_covariance(path_of("full", operators)), axis1=1, axis2=2) / 2 - 1
+
+
+def measured_slope(points: list[dict[str, float]]) -> tuple[float, float] | None:
+    """Fit the order, and its standard error, over errors above five standard errors; ``None`` if they are fewer than three."""
+    kept = [p for p in points if abs(p["error"]) > 5 * p["se"]]
+    if len(kept) < 3 or len({np.sign(p["error"]) for p in kept}) > 1:
+        return None
+    x, y = (np.log([abs(p[name]) for p in kept]) for name in ("step", "error"))
+    weight = np.array([abs(p["error"]) / p["se"] for p in kept])
+    fit, covariance = np.polyfit(x, y, 1, w=weight, cov="unscaled")
+    return float(fit[0]), float(np.sqrt(covariance[0, 0]))
+
+
+# --- Bayesian neural network ------------------------------------------------------------------------------------------
+
+BNN_WIDTH, BNN_ROWS, BNN_BATCH, BNN_FRICTION = 8, 64, 8, 5.0
+BNN_STEPS = (0.04, 0.02, 0.01, 0.005)
+BNN_CHAINS, BNN_TIME, BNN_WARMUP_TIME, BNN_START_TIME, BNN_GROUPS = 128, 40.0, 10.0, 60.0, 16
+BNN_INTEGRATORS = ("SGLD", "OBABO", "BAOAB")
+BNN_NOISE = 0.3
+
+
+def network(theta: jax.Array, x: jax.Array) -> jax.Array:
+    """One hidden layer of tanh units on one input."""
+    slope, offset, out = theta[: 3 * BNN_WIDTH].reshape(3, BNN_WIDTH)
+    return jnp.tanh(x[..., None] * 2 * slope + 2 * offset) @ out + theta[-1]
+
+
+def bnn_problem() -> tuple[erg.Posterior, Callable]:
+    """Make a regression with known noise under a N(0, 1) prior on the weights, and the densities of 64 held-out outputs."""
+    generator = np.random.default_rng(2)
+    x = generator.uniform(-2, 2, size=2 * BNN_ROWS)
+    y = np.sin(2 * x) + BNN_NOISE * generator.normal(size=x.size)
+    train, test = (
+        tuple(jnp.asarray(v[part], jnp.float32) for v in (x, y)) for part in (slice(BNN_ROWS), slice(BNN_ROWS, None))
+    )
+
+    def log_likelihood(theta, rows):
+        x, y = rows
+        return -0.5 * ((y - network(theta, x)) / BNN_NOISE) ** 2 - np.log(BNN_NOISE * np.sqrt(2 * np.pi))
+
+    size = 3 * BNN_WIDTH + 1
+    posterior = erg.Posterior(lambda theta: -0.5 * jnp.sum(theta**2), log_likelihood, train, initial=jnp.zeros(size))
+    return posterior, lambda theta: jnp.exp(log_likelihood(theta, test))
+
+
+def bnn_nll(key: jax.Array) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Predictive negative log likelihood a held-out datum (nats), its standard error over groups of chains, for each step."""
+    posterior, densities = bnn_problem()
+    key, key_start, key_warm, key_noise = jax.random.split(key, 4)
+    careful = BAOAB(Minibatch(posterior, scheme="full"), BNN_STEPS[-1], BNN_FRICTION)
+    starts = 0.5 * jax.random.normal(key_noise, (BNN_CHAINS, 3 * BNN_WIDTH + 1))
+    starts = last_positions(careful, key_warm, starts, jnp.asarray(round(BNN_START_TIME / BNN_STEPS[-1])))
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for order in ("full", "uniform", "blocks"):
+        gradient = Minibatch(posterior, None if order == "full" else BNN_BATCH, order)
+        found[order] = {}
+        for name in BNN_INTEGRATORS:
+            scale = 1 / BNN_FRICTION if name == "SGLD" else 1.0
+            found[order][name] = []
+            for h in BNN_STEPS:
+                # one key for all: the same noise, so that differences are less noisy than the values
+                kernel = INTEGRATORS[name](gradient, scale * h, BNN_FRICTION)
+                counts = (jnp.asarray(round(time / h)) for time in (BNN_WARMUP_TIME, BNN_TIME))
+                means = np.asarray(run_chains((kernel,), densities, key_start, starts, *counts)[0], np.float64)
+                groups = means.reshape(BNN_GROUPS, -1, means.shape[-1])
+                left_out = [-np.log(np.delete(groups, i, axis=0).mean(axis=(0, 1))).mean() for i in range(BNN_GROUPS)]
+                se = float(np.sqrt((BNN_GROUPS - 1) * np.var(left_out)))
+                found[order][name].append(
+                    {"step": scale * h, "nll": float(-np.log(means.mean(axis=0)).mean()), "se": se}
+                )
+    return found
+
+
+@eqx.filter_jit
+def last_positions(kernel: Any, key: jax.Array, starts: jax.Array, num_steps: Any) -> jax.Array:
+    """Where the chains are after a number of steps."""
+    key_init, key_run = jax.random.split(key)
+    states = jax.vmap(kernel.init)(jax.random.split(key_init, len(starts)), starts)
+
+    def step(i, states):
+        return jax.vmap(kernel.step)(jax.random.split(jax.random.fold_in(key_run, i), len(starts)), states)[0]
+
+    return jax.lax.fori_loop(0, num_steps, step, states).position
+
+
+# --- figures and results ----------------------------------------------------------------------------------------------
+
+STYLES = {
+    "SGLD": dict(color="C3", marker="o", ls="-"),
+    "SGHMC": dict(color="C1", marker="s", ls="-"),
+    "LieTrotter": dict(color="C0", marker="^", ls="-", ms=7),
+    "OBABO": dict(color="C9", marker="v", ls="--", ms=4),
+    "UBU": dict(color="C2", marker="D", ls="-"),
+    "BAOA": dict(color="C4", marker="o", ls="-", ms=8, mfc="none"),
+    "BAOAB": dict(color="C6", marker="x", ls="--"),
+    "ABOBA": dict(color="0.2", marker="+", ls=":", ms=7),
+}
+
+
+def panels(num_panels: int, title: Callable[[int], str], ylabel: str, **options: Any):
+    """Make a row of log-log axes with a shared scale."""
+    import matplotlib.pyplot as plt
+
+    size = (3.3 * num_panels + 1.2, 3.9)
+    figure, axes = plt.subplots(1, num_panels, figsize=size, layout="constrained", sharey=True, **options)
+    for i, ax in enumerate(axes):
+        ax.set(xscale="log", xlabel=r"step size $h$ (time)", title=title(i))
+        ax.grid(alpha=0.25)
+    axes[0].set_ylabel(ylabel)
+    return figure, axes
+
+
+def guide(ax: Any, order: int, at: tuple[float, float], factor: float) -> None:
+    """Draw a line of given slope, from a point down over a factor in the step."""
+    h = np.array([at[0] / factor, at[0]])
+    error = at[1] * (h / at[0]) ** order
+    ax.plot(h, error, color="0.5", lw=1)
+    ax.annotate(f"slope {order}", (h[0], error[0]), ha="right", va="center", color="0.35", fontsize=8)
+
+
+def add_legend(figure: Any, axes: Any) -> None:
+    """Put one legend for all panels to their right."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+
+
+def draw_gaussian(errors: dict, steps: tuple[float, ...] = STEPS) -> Any:
+    """Draw the exact errors: a panel for each batch order."""
+    figure, axes = panels(4, lambda i: TITLES[ORDERS[i]], "relative error of the covariance")
+    for ax, order in zip(axes, ORDERS, strict=True):
+        for name, values in errors[order].items():
+            shown = np.where(np.asarray(values) > ROUNDING, values, np.nan)
+            if np.all(np.isnan(shown)):
+                continue
+            ax.plot(steps, shown, label=name, **({"ms": 5, "lw": 1.2} | STYLES[name]))
+        if order != "full":
+            ax.axvline(1 / NUM_BLOCKS, color="0.6", ls="--", lw=0.8)
+    axes[0].annotate("BAOA, BAOAB, ABOBA:\nno error but rounding", (0.04, 0.03), xycoords="axes fraction", fontsize=8)
+    axes[0].set(yscale="log", ylim=(3e-8, 10))
+    axes[1].annotate(r"$K h = 1$", (1 / NUM_BLOCKS, 5e-8), ha="right", fontsize=8, rotation=90, color="0.35")
+    guide(axes[0], 1, (0.02, 0.1), 8)
+    guide(axes[1], 1, (0.02, 1.0), 8)
+    for ax in (axes[0], axes[2], axes[3]):
+        guide(ax, 2, (0.64, 2e-3) if ax is not axes[0] else (0.04, 1e-5), 8)
+    handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend([handles[n] for n in STYLES], list(STYLES), loc="outside right center", frameon=False)
+    return figure
+
+
+def draw_logistic(found: dict) -> Any:
+    """Draw the size of the measured errors with two standard errors; open where not distinguishable from zero."""
+    figure, axes = panels(4, lambda i: TITLES[ORDERS[i]], "size of the relative error of the variance")
+    for ax, order in zip(axes, ORDERS, strict=True):
+        for name, points in found[order].items():
+            kept = [p for p in points if abs(p["error"]) > 2 * p["se"]]
+            ax.errorbar(
+                [p["step"] for p in kept],
+                [abs(p["error"]) for p in kept],
+                yerr=[2 * p["se"] for p in kept],
+                label=name,
+                **({"ms": 5, "lw": 1.2} | STYLES[name]),
+            )
+    axes[0].set(yscale="log", ylim=(1e-3, 10))
+    guide(axes[1], 1, (0.3, 0.4), 4)
+    guide(axes[2], 2, (0.3, 0.05), 4)
+    add_legend(figure, axes)
+    return figure
+
+
+def draw_bnn(found: dict) -> Any:
+    """Draw the predictive negative log likelihood."""
+    figure, axes = panels(3, lambda i: TITLES[tuple(found)[i]], "predictive NLL a datum (nats)")
+    for ax, results in zip(axes, found.values(), strict=True):
+        for name, points in results.items():
+            step, nll, se = (np.array([p[k] for p in points]) for k in ("step", "nll", "se"))
+            ax.errorbar(step, nll, yerr=2 * se, label=name, **({"ms": 5, "lw": 1.2} | STYLES[name]))
+    add_legend(figure, axes)
+    return figure
+
+
+def slope_table(errors: dict, steps: tuple[float, ...] = STEPS) -> dict[str, dict[str, float | None]]:
+    """Fitted orders of the Gaussian part: by batch order, then integrator."""
+    return {order: {name: slope(steps, e) for name, e in by_name.items()} for order, by_name in errors.items()}
+
+
+def main() -> None:
+    """Run the parts, print the slopes, write results and figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
+    parser.add_argument("--quick", action="store_true", help="the Gaussian part alone")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "versions": {name: importlib.metadata.version(name) for name in ("ergodica", "jax", "numpy")},
+        "seconds": {},
+    }
+    parts = {"gaussian": (gaussian_errors, draw_gaussian)}
+    if not arguments.quick:
+        parts["logistic"] = (lambda: logistic_errors(jax.random.key(1)), draw_logistic)
+        parts["bnn"] = (lambda: bnn_nll(jax.random.key(2)), draw_bnn)
+    for name, (compute, draw) in parts.items():
+        start = time.perf_counter()
+        results[name] = compute()
+        results["seconds"][name] = round(time.perf_counter() - start, 1)
+        draw(results[name]).savefig(arguments.output / f"stochasticity_{name}.png", dpi=110)
+        print(name, results["seconds"][name], "s", flush=True)
+        if not arguments.quick:
+            (arguments.output / "stochasticity_study.json").write_text(json.dumps(results, indent=1))
+    results["gaussian_steps"], results["gaussian_slopes"] = STEPS, slope_table(results["gaussian"])
+    if not arguments.quick:
+        results["logistic_slopes"] = {
+            order: {name: measured_slope(points) for name, points in by_name.items()}
+            for order, by_name in results["logistic"].items()
+        }
+        (arguments.output / "stochasticity_study.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps({name: results[name] for name in results if name.endswith("slopes")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

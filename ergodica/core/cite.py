@@ -33,6 +33,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {The Penalty Method for Random Walks with Uncertain Energies},
   journal = {The Journal of Chemical Physics}, volume = {110}, number = {20}, pages = {9812--9820}, year = {1999}
 }""",
+    "chin1997": """@article{chin1997,
+  author = {Chin, Siu A.},
+  title = {Symplectic Integrators from Composite Operator Factorizations},
+  journal = {Physics Letters A}, volume = {226}, number = {6}, pages = {344--348}, year = {1997}
+}""",
     "defazio2014": """@inproceedings{defazio2014,
   author = {Defazio, Aaron and Bach, Francis and Lacoste-Julien, Simon},
   title = {{SAGA}: A Fast Incremental Gradient Method with Support for Non-Strongly Convex Composite Objectives},

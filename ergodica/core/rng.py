@@ -4,11 +4,31 @@ A key is split once *or* only folded, never both: on current JAX ``split(key)[i]
 key-reuse checker does not see the collision. Only typed keys (`jax.random.key`) are taken.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ergodica.core.types import Key, PyTree
+
+
+_source: ContextVar[Callable[[PyTree], PyTree] | None] = ContextVar("source of normals", default=None)
+
+
+@contextmanager
+def normals_from(source: Callable[[PyTree], PyTree]) -> Iterator[None]:
+    """Let `normal_like` return ``source(tree)`` inside the block (and in this thread alone).
+
+    With noise handed in as an argument, a kernel's step can be differentiated with respect to it.
+    """
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 
 def check_key(key: Key, name: str = "key") -> None:
@@ -26,6 +46,9 @@ def check_key(key: Key, name: str = "key") -> None:
 
 def normal_like(key: Key, tree: PyTree) -> PyTree:
     """Independent standard normals in the structure, shapes and dtypes of ``tree``; splits ``key``."""
+    source = _source.get()
+    if source is not None:
+        return source(tree)
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves)) if len(leaves) > 1 else [key]
     draws = [jax.random.normal(k, jnp.shape(x), jnp.result_type(x)) for k, x in zip(keys, leaves, strict=True)]

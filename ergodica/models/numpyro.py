@@ -135,8 +135,7 @@ def from_numpyro(
     log_prior = Partial(type(whole).log_prior, whole)
     if programs[0].structure.local:
         return _with_local_latents(programs, log_prior, described)
-    rows = programs[0].rows if len(programs) == 1 else jnp.arange(whole.num_data)
-    return Posterior(log_prior, Partial(type(whole).log_likelihood, whole), rows, **described)
+    return Posterior(log_prior, Partial(type(whole).log_likelihood, whole), whole.rows, **described)
 
 
 def _programs_by_plate(

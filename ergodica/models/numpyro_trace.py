@@ -22,7 +22,7 @@ from ergodica.models.numpyro_arguments import Arguments
 class PinnedPlates(Messenger):
     """Run a model on chosen rows of its data plate and on the whole of all others that subsample, without their scales."""
 
-    def __init__(self, fn: Callable, data_plate: str | None = None, rows: Array | None = None) -> None:
+    def __init__(self, fn: Callable, data_plate: str | None = None, rows: Any = None) -> None:
         super().__init__(fn)
         self.data_plate, self.rows = data_plate, rows
         self.share = 1.0

@@ -44,9 +44,9 @@ class Union(eqx.Module):
         return observed
 
     @property
-    def num_data(self) -> int:
-        """Number of rows."""
-        return sum(program.structure.num_data for program in self.programs)
+    def rows(self) -> Array:
+        """All rows."""
+        return jnp.arange(sum(program.structure.num_data for program in self.programs))
 
     def _with_first_row(self) -> Iterator[tuple[Program, int]]:
         first = 0

@@ -166,7 +166,9 @@ def run_chains(
     keys = (jax.random.split(key_run, job.num_chains), jax.random.split(key_probe, job.num_chains))
     first = None if feed is None else feed.first
     placement = Placement() if devices is None else placement_over(devices, job.num_chains)
-    run = _Run(job, keys, loop.start(sampler, jax.random.split(key_init, job.num_chains), positions, first), placement, feed)
+    run = _Run(
+        job, keys, loop.start(sampler, jax.random.split(key_init, job.num_chains), positions, first), placement, feed
+    )
     if checkpoint is not None:
         checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
         run.attach(checkpoint, positions)

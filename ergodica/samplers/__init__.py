@@ -3,6 +3,7 @@
 from ergodica.samplers import schedules as schedules
 from ergodica.samplers.amagold import AMAGOLD
 from ergodica.samplers.averaged import Averaged
+from ergodica.samplers.force_gradient import ForceGradient
 from ergodica.samplers.langevin import SGLD
 from ergodica.samplers.multiplicative import MultiplicativeLangevin
 from ergodica.samplers.noise_corrected import NoiseCorrectedSGLD
@@ -23,6 +24,7 @@ __all__ = [
     "SGNHT",
     "UBU",
     "Averaged",
+    "ForceGradient",
     "LieTrotter",
     "MultiplicativeLangevin",
     "NoiseCorrectedSGLD",

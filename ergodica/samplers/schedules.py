@@ -76,7 +76,9 @@ def cyclical(step_size: float, cycle_length: int, *, exploration: float = 0.8, t
     if check.is_concrete(share) and not share < 1:
         raise ValueError(f"exploration must be below 1, or nothing is ever sampled; got {exploration!r}.")
     length = jnp.asarray(check.integer("cycle_length", cycle_length), jnp.int32)
-    return Cycle(jax.tree_util.Partial(_cosine, h, length), jax.tree_util.Partial(_cold_then_warm, T, length, share))
+    return Cycle(
+        jax.tree_util.Partial(cosine_cycle, h, length), jax.tree_util.Partial(cold_then_warm, T, length, share)
+    )
 
 
 def polynomial(step_size: float, delay: float, power: float = 1 / 3) -> jax.tree_util.Partial:
@@ -115,14 +117,16 @@ def polynomial(step_size: float, delay: float, power: float = 1 / 3) -> jax.tree
     0.05000000074505806
     """
     numbers = (check.positive("step_size", step_size), check.positive("delay", delay), check.positive("power", power))
-    return jax.tree_util.Partial(_falling, *numbers)
+    return jax.tree_util.Partial(polynomial_decay, *numbers)
 
 
-def _cosine(step_size: Array, length: Array, count: Array) -> Array:
+def cosine_cycle(step_size: Array, length: Array, count: Array) -> Array:
+    """Step of a cycle: from the largest down to almost 0."""
     return step_size / 2 * (jnp.cos(jnp.pi * _place(length, count, step_size.dtype)) + 1)
 
 
-def _cold_then_warm(temperature: Array, length: Array, share: Array, count: Array) -> Array:
+def cold_then_warm(temperature: Array, length: Array, share: Array, count: Array) -> Array:
+    """Temperature of a cycle: 0 for a share of it, then as given."""
     return jnp.where(_place(length, count, share.dtype) < share, 0, temperature)
 
 
@@ -131,5 +135,6 @@ def _place(length: Array, count: Array, dtype: jnp.dtype) -> Array:
     return (count.astype(length.dtype) % length).astype(dtype) / length.astype(dtype)
 
 
-def _falling(step_size: Array, delay: Array, power: Array, count: Array) -> Array:
+def polynomial_decay(step_size: Array, delay: Array, power: Array, count: Array) -> Array:
+    """Step of `polynomial`."""
     return step_size * (1 + count.astype(step_size.dtype) / delay) ** -power

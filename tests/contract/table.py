@@ -133,6 +133,31 @@ ESTIMATORS = [
         bad_input=(lambda p: erg.estimators.Minibatch(p, 3, "full"), ValueError, "leave batch_size out"),
     ),
     EstimatorRow(
+        "DataParallel",
+        lambda p: erg.estimators.DataParallel(_minibatch("blocks")(p)),
+        "DataParallel-blocks",
+        works_without_data=False,
+        adapts_posterior=True,
+        bad_input=(
+            lambda p: erg.estimators.DataParallel(_minibatch("uniform")(p)),
+            ValueError,
+            "scheme='uniform' gathers rows from everywhere",
+        ),
+    ),
+    EstimatorRow(
+        "DataParallel",
+        lambda p: erg.estimators.DataParallel(_minibatch("full")(p)),
+        "DataParallel-full",
+        random=False,
+        works_without_data=False,
+        adapts_posterior=True,
+        bad_input=(
+            lambda p: erg.estimators.DataParallel(_minibatch("full")(p), devices=[0]),
+            TypeError,
+            "devices must be a sequence of JAX devices",
+        ),
+    ),
+    EstimatorRow(
         "ControlVariate",
         _control_variate("blocks"),
         "ControlVariate-blocks",
@@ -264,6 +289,7 @@ KERNELS = [
     _langevin("SGLD", "full"),
     _splitting("BAOAB", "blocks"),
     *(_splitting(name) for name in ("ABOBA", "BADODAB", "BAOA", "LieTrotter", "OBABO", "SGHMC", "SGNHT", "UBU")),
+    _splitting("ForceGradient"),
     KernelRow(
         "Splitting",
         lambda gradient, step_size, **options: erg.samplers.Splitting("OABAO", gradient, step_size, **options),

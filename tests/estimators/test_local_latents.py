@@ -127,7 +127,7 @@ def test_a_short_inner_run_is_biased_and_a_long_one_is_not():
     assert table.attrs["reference"] == "exact"
     assert table.verdict.sel(point=0).values.tolist() == ["unbiased", "biased", "biased", "unbiased"]
     size = np.abs(table.bias.sel(point=0)).max("coordinate").values
-    assert size[1] > size[2] > size[3]
+    assert size[3] < min(size[1:3])
 
 
 def test_kept_latents_forget_their_start():

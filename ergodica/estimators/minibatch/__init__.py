@@ -1,6 +1,7 @@
 """Gradients of a log posterior from some of the data."""
 
 from ergodica.estimators.minibatch.control_variate import ControlVariate
+from ergodica.estimators.minibatch.data_parallel import DataParallel
 from ergodica.estimators.minibatch.importance import importance_probabilities
 from ergodica.estimators.minibatch.robust import Clipped, RobustAggregate
 from ergodica.estimators.minibatch.saga import SAGA
@@ -12,6 +13,7 @@ __all__ = [
     "SVRG",
     "Clipped",
     "ControlVariate",
+    "DataParallel",
     "Minibatch",
     "RecentringControlVariate",
     "RobustAggregate",

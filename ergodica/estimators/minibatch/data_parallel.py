@@ -81,7 +81,9 @@ class DataParallel(AbstractGradientEstimator):
                 f"scheme={gradient.scheme!r} gathers rows from everywhere; use Minibatch(…, scheme='blocks') or 'full'."
             )
         if gradient.target.data is None:
-            raise ValueError("DataParallel lays out all the data over devices; the posterior of this Minibatch holds none.")
+            raise ValueError(
+                "DataParallel lays out all the data over devices; the posterior of this Minibatch holds none."
+            )
         self.mesh = Mesh(np.asarray(check_devices(devices)), (_AXIS,))
         if gradient.exact:
             blocks = jax.tree.map(lambda x: x[None], gradient.independent_batch(jax.random.key(0)))
