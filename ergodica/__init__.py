@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from ergodica.integrations.blackjax import from_blackjax as from_blackjax
     from ergodica.integrations.blackjax import to_blackjax as to_blackjax
     from ergodica.models.numpyro import from_numpyro as from_numpyro
+    from ergodica.run.bias import predict_bias as predict_bias
     from ergodica.run.mode import find_mode as find_mode
+    from ergodica.run.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -34,10 +36,12 @@ _LAZY = {
     "find_mode": "ergodica.run.mode",
     "from_blackjax": "ergodica.integrations.blackjax",
     "from_numpyro": "ergodica.models.numpyro",
+    "predict_bias": "ergodica.run.bias",
     "predictive": "ergodica.diagnostics.predictive",
     "reference_table": "ergodica.diagnostics.reference",
     "report": "ergodica.diagnostics.report",
     "to_blackjax": "ergodica.integrations.blackjax",
+    "tune": "ergodica.run.tune",
 }
 _LAZY_PACKAGES = ("diagnostics", "integrations", "models")
 
@@ -55,12 +59,14 @@ __all__ = [
     "from_numpyro",
     "integrations",
     "models",
+    "predict_bias",
     "predictive",
     "reference_table",
     "report",
     "sample",
     "samplers",
     "to_blackjax",
+    "tune",
 ]
 
 

@@ -14,7 +14,6 @@ from jaxtyping import Array
 
 from ergodica.core.types import Key, PyTree
 
-
 _source: ContextVar[Callable[[PyTree], PyTree] | None] = ContextVar("source of normals", default=None)
 
 

@@ -86,9 +86,34 @@ def affine_step(kernel: AbstractKernel, position: Position, curvature: Array) ->
     ValueError
         If the step is not affine: the kernel adapts, accepts or rejects, or scales its noise by the state.
     """
-    with jax.enable_x64(True):
+    with jax.enable_x64(True):  # noqa: FBT003  (its only argument)
         zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), float), position)
-        step, elsewhere = jax.tree.map(np.asarray, _read(_bare(kernel), zeros, jnp.asarray(curvature, float)))
+        return _checked(kernel, _read(_bare(kernel), zeros, jnp.asarray(curvature, float)))
+
+
+def affine_steps(kernel: AbstractKernel, curvatures: Any, masses: Any = None) -> AffineStep:
+    """As `affine_step`, for one coordinate by itself at each of the curvatures (D,); laws along the leading axis.
+
+    ``masses`` (D,) replaces the mass of a kernel that has one.
+    """
+    with jax.enable_x64(True):  # noqa: FBT003  (its only argument)
+        curvatures = jnp.asarray(curvatures, float)
+        with_mass = masses is not None and hasattr(kernel, "mass")
+        masses = jnp.asarray(masses, float) if with_mass else jnp.ones_like(curvatures)
+        return _checked(kernel, _read_each(_bare(kernel), curvatures, masses, with_mass=with_mass))
+
+
+@eqx.filter_jit
+def _read_each(kernel: Any, curvatures: Array, masses: Array, *, with_mass: bool) -> tuple[AffineStep, AffineStep]:
+    def of_one(curvature: Array, mass: Array) -> tuple[AffineStep, AffineStep]:
+        own = eqx.tree_at(lambda k: k.mass, kernel, mass) if with_mass else kernel
+        return _read(own, jnp.zeros((), float), curvature[None, None])
+
+    return jax.vmap(of_one)(curvatures, masses)
+
+
+def _checked(kernel: Any, steps: tuple[AffineStep, AffineStep]) -> AffineStep:
+    step, elsewhere = jax.tree.map(np.asarray, steps)
     if not all(np.allclose(x, y, rtol=1e-6, atol=1e-9) for x, y in zip(step, elsewhere, strict=True)):
         raise ValueError(
             "sampler must take steps that are affine on a Gaussian target, as SGLD and Splitting do; those of "
@@ -97,8 +122,20 @@ def affine_step(kernel: AbstractKernel, position: Position, curvature: Array) ->
     return step
 
 
+def gradient_of(kernel: Any) -> AbstractGradientEstimator:
+    """The gradient estimator that a kernel holds; raise if there is none."""
+    gradient = getattr(kernel, "gradient", None)
+    if not isinstance(gradient, AbstractGradientEstimator):
+        raise TypeError(
+            "sampler must hold a gradient estimator in its field 'gradient', as SGLD and Splitting do; got "
+            f"{type(kernel).__name__}."
+        )
+    return gradient
+
+
 def _bare(kernel: Any) -> Any:
     """Take the data off a kernel, and its hyper-parameters to double precision."""
+    gradient_of(kernel)
     bare = eqx.tree_at(lambda k: k.gradient, kernel, None)
     return jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, bare)
 
@@ -244,7 +281,7 @@ def stationary_covariance(step: AffineStep, noise: np.ndarray, num_blocks: int |
         )
     own = _around(step.loading, np.eye(step.loading.shape[-1]))
     calls = np.moveaxis(step.noise_loading, -2, 0)
-    of_one = sum(_around(call, noise) for call in calls)
+    of_one = np.sum([_around(call, noise) for call in calls], axis=0)
     if num_blocks is None or num_blocks == 1:
         kept = 1.0 if num_blocks is None else 0.0  # one block is all the data
         return _around(step.select, solve_lyapunov(step.transition, own + kept * of_one))
@@ -256,7 +293,7 @@ def stationary_covariance(step: AffineStep, noise: np.ndarray, num_blocks: int |
     length = num_blocks // len(calls)
     added = own + num_blocks / (num_blocks - 1) * of_one
     removed = noise / (num_blocks - 1)
-    drift = sum(calls)
+    drift = step.noise_loading.sum(-2)
     one = _Steps(1, step.transition, added, drift, added, drift, _around(drift, removed))
     epoch = _repeat(one, length, removed)
     start = solve_lyapunov(epoch.power, epoch.added - _around(epoch.drift, removed))

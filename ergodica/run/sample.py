@@ -83,8 +83,8 @@ def sample(
         Evaluate two independent gradients at each stored draw (one where the gradient is exact), from which come
         ``t_conf``, ``grad_noise`` and the group ``probe``. `ergodica.diagnose` needs them to see bias.
     devices : sequence of jax.Device, optional
-        Devices to spread the chains over, such as ``jax.devices()``: the same number of chains on each, and a copy of the data. They
-        need not talk to each other. JAX's default device unless given.
+        Devices to spread the chains over, such as ``jax.devices()``: the same number of chains on each, and a copy of the
+        data. They need not talk to each other. JAX's default device unless given.
 
     Returns
     -------
@@ -245,7 +245,7 @@ class _Run:
     job: _Job
     keys: tuple[Key, Key]
     carry: loop.Carry
-    placement: Placement = Placement()
+    placement: Placement = field(default_factory=Placement)
     feed: Feed | None = None
     at: _Progress = field(default_factory=_Progress)
     store: Store | None = None

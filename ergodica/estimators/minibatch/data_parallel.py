@@ -43,11 +43,12 @@ class DataParallel(AbstractGradientEstimator):
 
     Notes
     -----
-    Rows :math:`B_s` of each block lie on device :math:`s`, at most one row more than on the next. Position and chains are the same
-    everywhere, and one all-reduce a gradient, of as many numbers as there are parameters and one, adds the shares up. Cost: as
-    for the `Minibatch`, with the likelihood divided by :math:`S`, plus that collective. It pays where the gradient of one batch takes
-    much longer than the collective (tens of microseconds within a host): large networks, large batches, ``"full"``.
-    Where several chains are wanted anyway, spread these instead (``ergodica.sample(…, devices=…)``); the two do not combine.
+    Each block is cut into :math:`S` shares of equal length, the last filled up with rows of weight 0, and share :math:`B_s` lies
+    on device :math:`s`. Position and chains are the same everywhere, and one all-reduce a gradient, of as many numbers as there
+    are parameters and one, adds the shares up. Cost: as for the `Minibatch`, with the likelihood divided by :math:`S`, plus that
+    collective. It pays where the gradient of one batch takes much longer than the collective: large networks, large
+    batches, ``"full"``. Where several chains are wanted anyway, spread these instead (``ergodica.sample(…, devices=…)``); the
+    two do not combine.
 
     The estimator's own posterior holds no data, so that no device has them all: give ``posterior=`` to `ergodica.sample` for
     ``observed_data`` in the result. Models made by `ergodica.from_numpyro` keep their data for the prior all the same, on each
