@@ -134,8 +134,8 @@ def predict_bias(
     covariance takes :math:`O(\log K)` products of matrices of a few times ``D`` rows.
 
     The posterior is taken as Gaussian and the noise as one covariance everywhere. Not for multimodal or heavy-tailed
-    posteriors, nor where few data a parameter make the noise change over the bulk. For samplers that adapt, measure the bias after the run
-    (`ergodica.diagnose`).
+    posteriors, nor where few data a parameter make the noise change over the bulk. For samplers that adapt, measure
+    the bias after the run (`ergodica.diagnose`).
 
     Examples
     --------

@@ -190,7 +190,8 @@ def num_blocks(gradient: AbstractGradientEstimator) -> int | None:
     if len(found) != 1:
         raise ValueError(
             f"sampler's gradient, {type(gradient).__name__}, must draw by scheme='uniform', 'importance', 'full' or "
-            "'blocks'; the law of another order (such as 'symmetric') is not predicted. Measure its bias after a run (ergodica.diagnose)."
+            "'blocks'; the law of another order (such as 'symmetric') is not predicted. "
+            "Measure its bias after a run (ergodica.diagnose)."
         )
     return found[0].num_blocks  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -209,8 +210,9 @@ def check_cancels(
     independent = 2 * float(np.sum(noise if noise.ndim == 1 else np.trace(noise))) / blocks
     if difference > 0.01 * independent and independent > 0:
         raise ValueError(
-            f"The noise of {type(gradient).__name__} does not cancel over an epoch of its blocks (it has "
-            f"{difference / independent:.2g} of the variance of independent batches), so the law of blocks does not hold for it; its bias is not predicted."
+            f"The noise of sampler's gradient, {type(gradient).__name__}, does not cancel over an epoch of its blocks (it has "
+            f"{difference / independent:.2g} of the variance of independent batches), so the law of blocks does not hold for it and "
+            "its bias is not predicted. Measure it after a run (ergodica.diagnose)."
         )
 
 

@@ -166,7 +166,7 @@ def test_smith_doubling_solves_lyapunov_equations():
 def test_what_has_no_such_law_is_refused(exact):
     with pytest.raises(ValueError, match="unstable"):
         stationary_covariance(affine_steps(erg.samplers.SGLD(exact, 1.1), [2.0]), np.ones((1, 1, 1)))
-    with pytest.raises(ValueError, match="affine.*Thermostat"):
+    with pytest.raises(ValueError, match=r"affine.*Thermostat"):
         affine_step(erg.samplers.SGNHT(exact, 0.1), jnp.zeros(2), np.eye(2))
     with pytest.raises(TypeError, match="gradient estimator"):
         affine_step(erg.samplers.Averaged(erg.samplers.SGLD(exact, 0.1)), jnp.zeros(2), np.eye(2))
