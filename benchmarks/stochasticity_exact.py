@@ -20,7 +20,7 @@ import ergodica as erg
 from ergodica.core import rng
 from ergodica.core.types import Batch
 from ergodica.estimators import Minibatch
-from ergodica.samplers import ABOBA, BAOA, BAOAB, OBABO, SGHMC, SGLD, UBU, LieTrotter
+from ergodica.samplers import ABOBA, BAOA, BAOAB, OBABO, SGHMC, SGLD, UBU, ForceGradient, LieTrotter
 
 
 def sgld(gradient, step_size, friction):  # noqa: ARG001
@@ -38,6 +38,9 @@ INTEGRATORS: dict[str, Callable] = {
     "BAOAB": BAOAB,
     "ABOBA": ABOBA,
 }
+HIGHER_ORDER: dict[str, Callable] = {
+    "ForceGradient": ForceGradient
+}  # Gaussian part alone; one batch serves both its kicks
 PALINDROMES: dict[str, Callable] = {
     "OBABO": functools.partial(OBABO, one_batch=True),
     "UBU": functools.partial(UBU, one_batch=True),
@@ -220,7 +223,7 @@ def gaussian_errors(steps: tuple[float, ...] = STEPS) -> dict[str, dict[str, lis
     errors: dict[str, dict[str, list[float]]] = {order: {} for order in (*ORDERS, "equal curvature")}
     with jax.enable_x64(True):
         gradient, batches = Minibatch(gaussian_posterior(), 1, "uniform"), gaussian_batches()
-        for name, make in INTEGRATORS.items():
+        for name, make in (INTEGRATORS | HIGHER_ORDER).items():
             L = moment_operators(lambda h, make=make: make(gradient, h, FRICTION), batches, steps)
             blocks, whole, equal = np.split(L, (NUM_BLOCKS, NUM_BLOCKS + 1), axis=1)
             errors["full"][name] = error(path_of("full", whole))
@@ -233,10 +236,10 @@ def gaussian_errors(steps: tuple[float, ...] = STEPS) -> dict[str, dict[str, lis
     return errors
 
 
-def slope(steps: Any, errors: Any) -> float | None:
-    """Fit the order over the three smallest steps; ``None`` where the errors are rounding."""
-    errors = np.asarray(errors)[-3:]
-    return None if np.any(errors < ROUNDING) else float(np.polyfit(np.log(steps[-3:]), np.log(errors), 1)[0])
+def slope(steps: tuple[float, ...], errors: list[float]) -> float | None:
+    """Fit the order over the three smallest steps with an error above rounding; ``None`` if there are not three."""
+    kept = [(h, error) for h, error in zip(steps, errors, strict=True) if error > ROUNDING][-3:]
+    return float(np.polyfit(*np.log(kept).T, 1)[0]) if len(kept) == 3 else None
 
 
 def slope_table(errors: dict, steps: tuple[float, ...] = STEPS) -> dict[str, dict[str, float | None]]:

@@ -21,6 +21,7 @@ STYLES = {  # laws that coincide are drawn so that both can be seen
     "BAOA": {"color": "C4", "marker": "o", "ls": "-", "ms": 8, "mfc": "none"},
     "BAOAB": {"color": "C6", "marker": "x", "ls": "--"},
     "ABOBA": {"color": "0.2", "marker": "+", "ls": ":", "ms": 7},
+    "ForceGradient": {"color": "C5", "marker": "*", "ls": "-", "ms": 7},
 }
 
 
@@ -69,15 +70,14 @@ def draw_gaussian(errors: dict, steps: tuple[float, ...] = STEPS) -> Any:
     figure, axes = panels(ORDERS, 2, "relative error of the covariance")
     for order, ax in axes.items():
         for name, values in errors[order].items():
-            if np.min(values) > ROUNDING:
-                ax.plot(steps, values, label=name, **(LOOK | STYLES[name]))
+            shown = np.where(np.array(values) > ROUNDING, values, np.nan)
+            if np.any(np.isfinite(shown)):
+                ax.plot(steps, shown, label=name, **(LOOK | STYLES[name]))
         if order != "full":
             ax.axvline(1 / NUM_BLOCKS, color="0.6", ls="--", lw=0.8)
             ax.annotate("$K h = 1$ ", (1 / NUM_BLOCKS, 6e-8), ha="right", fontsize=8, color="0.35")
     axes["full"].set(yscale="log", ylim=(2e-8, 10))
-    axes["full"].annotate(
-        "BAOA, BAOAB, ABOBA: exact", (0.97, 0.04), xycoords="axes fraction", ha="right", fontsize=8, color="0.35"
-    )
+    axes["full"].annotate("BAOA, BAOAB, ABOBA: exact", (0.03, 0.93), xycoords="axes fraction", fontsize=8, color="0.35")
     for order, slope, start in (
         ("full", 1, (2e-3, 2e-2)),
         ("full", 2, (2e-2, 3e-6)),
@@ -113,5 +113,9 @@ def draw_bnn(found: dict) -> Any:
         for name, points in found[order].items():
             step, nll, se = (np.array([p[key] for p in points]) for key in ("step", "nll", "se"))
             ax.errorbar(step, nll, yerr=2 * se, label=name, **(LOOK | STYLES[name]))
+        ax.set_yscale("log")
+        ax.set_xticks(step, [f"{h:g}" for h in step])
+        ax.set_yticks([0.4, 0.5, 0.7, 1.0, 1.5], ["0.4", "0.5", "0.7", "1.0", "1.5"])
+        ax.minorticks_off()
     add_legend(figure, axes)
     return figure

@@ -211,7 +211,7 @@ def check_cancels(
     if difference > 0.01 * independent and independent > 0:
         raise ValueError(
             f"The noise of sampler's gradient, {type(gradient).__name__}, does not cancel over an epoch of its blocks (it has "
-            f"{difference / independent:.2g} of the variance of independent batches), so the law of blocks does not hold for it and "
+            f"{difference / independent:.2g} of the variance of independent batches), so the law of blocks does not hold and "
             "its bias is not predicted. Measure it after a run (ergodica.diagnose)."
         )
 

@@ -52,7 +52,7 @@ class RowBlocks:
     --------
     >>> import numpy as np
     >>> blocks = RowBlocks({"y": np.arange(10.0)}, batch_size=4)
-    >>> blocks.batches_per_epoch, next(blocks(0)).weight.round(2).tolist()
+    >>> blocks.batches_per_epoch, blocks.block(0).weight.round(2).tolist()
     (3, [0.3, 0.3, 0.3, 0.3])
     """
 
