@@ -19,7 +19,8 @@ FOUR_DEVICES = "--xla_force_host_platform_device_count=4 --xla_cpu_max_isa=AVX"
 def outcome():
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.run.on_four_devices"],
-        env={**os.environ, "XLA_FLAGS": FOUR_DEVICES},
+        # programs compiled under other flags must not be taken from the cache
+        env={**os.environ, "XLA_FLAGS": FOUR_DEVICES, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-avx")},
         cwd=ROOT,
         capture_output=True,
         text=True,
