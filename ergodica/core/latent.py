@@ -28,7 +28,7 @@ class LatentPosterior(Posterior):
     data : pytree of arrays
         One row a datum along the leading axis of every leaf.
     latents : mapping of str to tuple of int
-        Shapes of the latents of one datum, unconstrained, by name. ``log_joint`` gets a dict of arrays (n, *shape).
+        Shapes of the latents of one datum, unconstrained, by name. ``log_joint`` gets a dict of arrays ``(n, *shape)``.
     initial, constrain, dims, coords, observed, source
         As in `Posterior`.
 
