@@ -27,6 +27,7 @@ types: .venv/.installed-dev
 	.venv/bin/pyright
 
 docs: .venv/.installed-dev
+	rm -rf docs/reference/generated
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 examples: .venv/.installed-demo
