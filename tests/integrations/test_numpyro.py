@@ -84,6 +84,7 @@ class TestChainMethods:
         mcmc = run(num_chains=1)
         assert "grad_norm" in mcmc.sampler.get_diagnostics_str(mcmc.last_state)
 
+    @pytest.mark.slow
     def test_parallel(self, tmp_path):
         """On two devices, which takes a process of its own."""
         script = tmp_path / "parallel.py"

@@ -28,6 +28,7 @@ def outcome():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", on_four_devices.CHECKS)
 def test_on_four_devices(outcome, name):
     assert name in outcome.stdout.splitlines(), outcome.stderr
