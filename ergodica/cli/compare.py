@@ -100,6 +100,7 @@ def print_tables(console: "Console", comparison: "GradientComparison") -> None:
     """Lay the comparison out for a terminal, one table for each labelled point, and say how to read it."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     for point, frame in readable(comparison).items():
         table = Table(
@@ -110,7 +111,7 @@ def print_tables(console: "Console", comparison: "GradientComparison") -> None:
         for name in frame.columns:
             table.add_column(name, justify="left" if name == "bias" else "right")
         for estimator, row in frame.iterrows():
-            table.add_row(str(estimator), *row)
+            table.add_row(Text(str(estimator)), *row)  # as it is: in markup, ':100:' is an emoji
         console.print(table, "")
     console.print(CAPTION)
 
