@@ -76,6 +76,15 @@ class AbstractGradientEstimator(eqx.Module):
         return any(estimator.reshuffles for estimator in inner)
 
     @property
+    def batch_source(self) -> Any:
+        """The estimator inside whose ``draw(key, state)`` makes the batches that `estimate` takes; ``None`` if there is none.
+
+        Its ``init`` takes no account of ``params``. One draw of it can be handed to many chains.
+        """
+        inner = [value for value in vars(self).values() if isinstance(value, AbstractGradientEstimator)]
+        return next((e.batch_source for e in inner if e.batch_source is not None), None)
+
+    @property
     def posterior(self) -> Any:
         """The posterior whose log density is differentiated, or ``None``."""
         return None

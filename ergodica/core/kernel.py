@@ -69,6 +69,11 @@ class AbstractKernel(eqx.Module):
         return False
 
     @property
+    def batch_source(self) -> Any:
+        """As for the kernel's gradient estimator (`AbstractGradientEstimator.batch_source`); ``None`` if it has none."""
+        return None
+
+    @property
     def n_grad_unit(self) -> int:
         """How many gradients of single data one count of the info's ``n_grad`` stands for."""
         return 1

@@ -82,7 +82,7 @@ def diagnose(
         return _diagnose_ensemble(dt)
     draws = scalar_draws(dt)
     finite = check_finite(dt, draws)
-    checks = [finite, check_frozen(draws), check_chains(draws)]
+    checks = [finite, check_frozen(draws), check_chains(draws, shared=bool(dt.attrs.get("shared_batches", 0)))]
     diverging = variable(dt, "sample_stats", "diverging")
     if diverging is not None and dt.attrs.get("exact") != "approximate":
         checks.append(check_divergences(diverging))
@@ -149,13 +149,19 @@ def check_frozen(draws: "xr.DataArray") -> Check:
     return Check("frozen", "passed", "moving", f"Every chain moves.{aside}", values)
 
 
-def check_chains(draws: "xr.DataArray") -> Check:
-    """Count the chains."""
+def check_chains(draws: "xr.DataArray", *, shared: bool = False) -> Check:
+    """Count the chains; say so where they see the same batches and are therefore not independent."""
     count = draws.sizes["chain"]
     values = {"num_chains": count}
     if count == 1:
         sentence = "One chain cannot show whether chains agree: a chain stuck in one region looks as good as any."
         return Check("chains", "undecided", "one chain", sentence, values)
+    if shared:
+        sentence = (
+            f"{count} chains that see the same batch at each step: their gradient noise is common, and neither R-hat nor the "
+            "spread between chains sees that part of the error."
+        )
+        return Check("chains", "noted", f"{count} chains, shared batches", sentence, values)
     if count < 4:
         sentence = f"{count} chains; with 4 or more, one that is stuck stands out reliably."
         return Check("chains", "noted", f"{count} chains", sentence, values)

@@ -22,7 +22,7 @@ class Count(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What goes from chunk to chunk; the leading axis of every leaf but ``since`` runs over the chains.
+    """What goes from chunk to chunk; the leading axis of every leaf but ``since`` and ``shared`` runs over the chains.
 
     Attributes
     ----------
@@ -34,12 +34,15 @@ class Carry(NamedTuple):
         Gradient evaluations of single data since a draw was stored.
     first_bad : int32
         The first step whose position was not finite; -1 while there is none.
+    shared : pytree or None
+        Where all chains see the same batches: the state of what draws them, without a leading axis.
     """
 
     state: Any
     since: Array
     n_grad: Count
     first_bad: Array
+    shared: Any = None
 
 
 class Plan(NamedTuple):
@@ -91,11 +94,21 @@ class Record(NamedTuple):
 
 
 @jax.jit
-def start(kernel: AbstractKernel, keys: Key, positions: Position, batch: Batch | None = None) -> Carry:
-    """Make the carry of chains that start at ``positions``, with one key each and, where data are streamed, one batch."""
+def start(
+    kernel: AbstractKernel,
+    keys: Key,
+    positions: Position,
+    batch: Batch | None = None,
+    shared_key: Key | None = None,
+) -> Carry:
+    """Make the carry of chains that start at ``positions``, with one key each.
+
+    Where data are streamed, there is a batch for all; with ``shared_key``, all will see the batches that it leads to.
+    """
     state = jax.vmap(kernel.init, in_axes=(0, 0, None))(keys, positions, batch)
     zeros = [jnp.zeros(keys.shape, jnp.int32) for _ in range(3)]
-    return Carry(state, jnp.zeros((), jnp.int32), Count(zeros[0], zeros[1]), zeros[2] - 1)
+    shared = None if shared_key is None else kernel.batch_source.init(shared_key, positions)
+    return Carry(state, jnp.zeros((), jnp.int32), Count(zeros[0], zeros[1]), zeros[2] - 1, shared)
 
 
 def record_shape(kernel: AbstractKernel, carry: Carry, batch: Batch | None = None, *, probes: bool) -> Record:
@@ -103,6 +116,8 @@ def record_shape(kernel: AbstractKernel, carry: Carry, batch: Batch | None = Non
 
     def one(kernel: AbstractKernel, carry: Carry, batch: Batch | None) -> Record:
         keys = jax.random.split(jax.random.key(0), carry.first_bad.shape)
+        if carry.shared is not None:
+            batch, _ = kernel.batch_source.draw(jax.random.key(0), carry.shared)
         state, info = jax.vmap(kernel.step, in_axes=(0, 0, None))(keys, carry.state, batch)
         return _record(kernel, state, _scalars(info), carry.n_grad, keys, jnp.zeros(()), probes=probes)
 
@@ -119,6 +134,7 @@ def advance(
     centre: Array,
     plan: Plan,
     batches: Batch | None = None,
+    shared_key: Key | None = None,
     *,
     probes: bool,
 ) -> tuple[Carry, Record]:
@@ -137,6 +153,8 @@ def advance(
     batches : Batch, optional
         Streamed data: the batches of this chunk's steps, with a leading axis no shorter than ``plan.num_steps``. All chains
         see the same.
+    shared_key : key, optional
+        For the batches that all chains see, where the carry holds the state of what draws them.
 
     Returns
     -------
@@ -148,20 +166,22 @@ def advance(
     step = jax.vmap(kernel.step, in_axes=(0, 0, None))
 
     def one_step(_: Array, inner: tuple) -> tuple:
-        state, scalars, n_grad, first_bad, step_index = inner
+        state, scalars, n_grad, first_bad, shared, step_index = inner
         place = step_index - plan.first_step
         batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=False), batches)
+        if shared_key is not None:
+            batch, shared = kernel.batch_source.draw(jax.random.fold_in(shared_key, step_index), shared)
         state, info = step(fold(run_keys, step_index), state, batch)
         scalars = _scalars(info)
         bad = ~jax.vmap(tree.all_finite)(state.position)
         first_bad = jnp.where(bad & (first_bad < 0), step_index, first_bad)
-        return state, scalars, _add(n_grad, scalars.get("n_grad")), first_bad, step_index + 1
+        return state, scalars, _add(n_grad, scalars.get("n_grad")), first_bad, shared, step_index + 1
 
     def one_draw(outer: tuple) -> tuple:
         carry, scalars, left, step_index, slot, buffer = outer
         todo = jnp.minimum(plan.thin - carry.since, left)
-        state, scalars, n_grad, first_bad, step_index = jax.lax.fori_loop(
-            0, todo, one_step, (carry.state, scalars, carry.n_grad, carry.first_bad, step_index)
+        state, scalars, n_grad, first_bad, shared, step_index = jax.lax.fori_loop(
+            0, todo, one_step, (carry.state, scalars, carry.n_grad, carry.first_bad, carry.shared, step_index)
         )
         since = carry.since + todo
         complete = since == plan.thin
@@ -169,7 +189,7 @@ def advance(
         record = _record(kernel, state, scalars, n_grad, keys, centre, probes=probes)
         buffer = jax.tree.map(lambda b, x: jax.lax.dynamic_update_index_in_dim(b, x, slot, 0), buffer, record)
         n_grad = jax.tree.map(lambda n: jnp.where(complete, 0, n), n_grad)
-        carry = Carry(state, jnp.where(complete, 0, since), n_grad, first_bad)
+        carry = Carry(state, jnp.where(complete, 0, since), n_grad, first_bad, shared)
         return carry, scalars, left - todo, step_index, slot + complete.astype(jnp.int32), buffer
 
     scalars = jax.tree.map(lambda b: jnp.zeros(b.shape[1:], b.dtype), buffer.info)

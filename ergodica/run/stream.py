@@ -14,7 +14,7 @@ from ergodica.core.posterior import Posterior
 from ergodica.core.types import Batch, Key, Position, PyTree
 from ergodica.run.checkpoint import Checkpoint
 from ergodica.run.feed import Batches, Feed
-from ergodica.run.sample import run_chains
+from ergodica.run.chains import run_chains
 
 if TYPE_CHECKING:
     import xarray

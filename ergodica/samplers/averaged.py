@@ -192,6 +192,11 @@ class Averaged(AbstractKernel):
         return self.kernel.exact_gradient
 
     @property
+    def batch_source(self) -> Any:
+        """As for the inner kernel."""
+        return self.kernel.batch_source
+
+    @property
     def n_grad_unit(self) -> int:
         """As for the inner kernel."""
         return self.kernel.n_grad_unit

@@ -27,6 +27,11 @@ class AbstractGradientKernel(AbstractKernel):
         return self.gradient.posterior
 
     @property
+    def batch_source(self) -> Any:
+        """What draws the gradient estimator's batches."""
+        return self.gradient.batch_source
+
+    @property
     def exact_gradient(self) -> bool:
         """Whether the gradient carries no noise (the law may be biased by the step all the same)."""
         return self.gradient.exact

@@ -19,7 +19,7 @@ SCRIPT = """
     import sys
     import jax, jax.numpy as jnp, numpy as np
     import ergodica as erg
-    from ergodica.run import sample as runner
+    from ergodica.run import chains as runner
 
     runner._CHUNK_SECONDS = 0.02
     data = jnp.asarray(np.random.default_rng(0).normal(1.0, 1.0, 60), jnp.float32)

@@ -17,7 +17,7 @@ import pytest
 
 import ergodica as erg
 from ergodica.core.result import Result
-from ergodica.run import sample as runner
+from ergodica.run import chains as runner
 
 KEY = jax.random.key(7)
 
@@ -57,7 +57,7 @@ def same(a, b):
 
 def test_equals_a_plain_loop(sampler, posterior):
     dt = run(sampler, thin=3)
-    _, key_init, key_run, _ = jax.random.split(KEY, 4)
+    _, key_init, key_run, *_ = jax.random.split(KEY, 5)
     init_keys, run_keys = jax.random.split(key_init, 3), jax.random.split(key_run, 3)
     step = jax.jit(lambda sampler, key, state: sampler.step(key, state)[0])
     for chain in range(3):

@@ -49,7 +49,7 @@ def test_equals_a_plain_loop():
     """Step i uses batch i and fold_in(key, i); the init sees batch 0."""
     kernel, batches = sampler(), list(itertools.islice(RowBlocks(Y, BATCH_SIZE)(0), 80))
     batches = [Batch(jnp.asarray(b.data), jnp.asarray(b.weight, jnp.float32)) for b in batches]
-    _, key_init, key_run, _ = jax.random.split(KEY, 4)
+    _, key_init, key_run, *_ = jax.random.split(KEY, 5)
     init_keys, run_keys = jax.random.split(key_init, 3), jax.random.split(key_run, 3)
     step = jax.jit(lambda kernel, key, state, batch: kernel.step(key, state, batch)[0])
     dt = run()

@@ -231,6 +231,11 @@ class Minibatch(AbstractGradientEstimator):
         """Whether the noise cancels over an epoch."""
         return self.scheme in ("blocks", "symmetric")
 
+    @property
+    def batch_source(self) -> "Minibatch | None":
+        """The estimator itself, where it draws batches at all."""
+        return None if self.exact or self.target.data is None else self
+
     def _require_data(self) -> None:
         if self.target.data is None:
             raise ValueError(
