@@ -12,9 +12,9 @@ from ergodica.core import check, rng
 from ergodica.core.kernel import AbstractKernel
 from ergodica.core.posterior import Posterior
 from ergodica.core.types import Batch, Key, Position, PyTree
+from ergodica.run.chains import run_chains
 from ergodica.run.checkpoint import Checkpoint
 from ergodica.run.feed import Batches, Feed
-from ergodica.run.chains import run_chains
 
 if TYPE_CHECKING:
     import xarray
