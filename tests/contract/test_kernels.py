@@ -7,6 +7,7 @@ import pytest
 
 import ergodica as erg
 from ergodica.core.kernel import AbstractKernel
+from ergodica.run.checkpoint import Store
 from tests.contract.checks import abstract, assert_close, assert_equal, differ
 from tests.contract.table import KERNELS, NUM_DATA, POSITIONS, Counter, kernel_of, posterior_of
 
@@ -28,6 +29,11 @@ def run(kernel, key, position):
     return jax.lax.scan(body, kernel.init(key_init, position), jnp.arange(NUM_STEPS))[1]
 
 
+@jax.jit
+def one_step(kernel, key, state):
+    return kernel.step(key, state)
+
+
 def run_in_python(kernel, key, position, step):
     key_init, key_steps = jax.random.split(key)
     state, path = kernel.init(key_init, position), []
@@ -46,8 +52,25 @@ def test_table_is_complete():
 def test_scan_equals_loop_equals_eager(row):
     kernel, position, key = kernel_of(row, posterior_of("dict")), POSITIONS["dict"](), jax.random.key(1)
     scanned = run(kernel, key, position)
-    assert_close(run_in_python(kernel, key, position, jax.jit(lambda k, key, s: k.step(key, s))), scanned)
+    assert_close(run_in_python(kernel, key, position, one_step), scanned)
     assert_close(run_in_python(kernel, key, position, lambda k, key, s: k.step(key, s)), scanned)
+
+
+@every_kernel
+def test_resumed_from_disk_is_bit_identical(row, tmp_path):
+    """All that a kernel needs to go on is in the leaves of its state, and they come back from a file as they were."""
+    kernel, key = kernel_of(row, posterior_of("dict")), jax.random.key(1)
+    state = kernel.init(key, POSITIONS["dict"]())
+    for i in range(2):
+        state, _ = one_step(kernel, jax.random.fold_in(key, i), state)
+    Store(tmp_path / "run", {"of": row.label}).save({"step": 2}, state, None)
+    _, leaves, _ = Store(tmp_path / "run", {"of": row.label}).load()
+    back = jax.tree.map(jnp.asarray, jax.tree.unflatten(jax.tree.structure(state), leaves))
+    for i in range(2, 4):
+        state, info = one_step(kernel, jax.random.fold_in(key, i), state)
+        back, info_of_resumed = one_step(kernel, jax.random.fold_in(key, i), back)
+    assert_equal(back, state)
+    assert_equal(info_of_resumed, info)
 
 
 @every_kernel
