@@ -1,21 +1,37 @@
 """What to believe: checks, temperatures, errors against a reference, predictions, and the report."""
 
+from ergodica.diagnostics.calibration import calibration as calibration
 from ergodica.diagnostics.checks import diagnose as diagnose
 from ergodica.diagnostics.diagnosis import Check as Check
 from ergodica.diagnostics.diagnosis import Diagnosis as Diagnosis
 from ergodica.diagnostics.expectation import weighted_mean as weighted_mean
+from ergodica.diagnostics.function_space import chain_disagreement as chain_disagreement
+from ergodica.diagnostics.function_space import function_draws as function_draws
 from ergodica.diagnostics.gradients import compare_gradients as compare_gradients
 from ergodica.diagnostics.plots import plot_running_temperature as plot_running_temperature
 from ergodica.diagnostics.plots import plot_temperature as plot_temperature
+from ergodica.diagnostics.predictive import crps as crps
 from ergodica.diagnostics.predictive import predictive as predictive
 from ergodica.diagnostics.reference import reference_table as reference_table
 from ergodica.diagnostics.report import report as report
+from ergodica.diagnostics.scoring import binomial_interval as binomial_interval
+from ergodica.diagnostics.scoring import brier_score as brier_score
+from ergodica.diagnostics.scoring import crps_gaussian_mixture as crps_gaussian_mixture
+from ergodica.diagnostics.scoring import expected_calibration_error as expected_calibration_error
 
 __all__ = [
     "Check",
     "Diagnosis",
+    "binomial_interval",
+    "brier_score",
+    "calibration",
+    "chain_disagreement",
     "compare_gradients",
+    "crps",
+    "crps_gaussian_mixture",
     "diagnose",
+    "expected_calibration_error",
+    "function_draws",
     "plot_running_temperature",
     "plot_temperature",
     "predictive",
