@@ -29,6 +29,8 @@ TARGETS = {
     "SGLD, uniform": 1.15,
     "SGLD, blocks": 0.40,
     "4 chains, erg.sample, BAOAB, blocks, probes (per chain-step)": 0.55,
+    "64 chains, own blocks": 0.90,
+    "64 chains, shared blocks": 0.45,
 }
 
 
@@ -205,6 +207,34 @@ def measure_sample(data, floor_run, num_floor_steps, repeats, num_samples=(500, 
     return times, floors
 
 
+def measure_many_chains(data, repeats, num_chains=64, num_steps=(1_000, 5_000)):
+    """Marginal time of a chain-step of `erg.sample` with many chains, own batches and shared ones, beside one chain's."""
+    posterior = erg.Posterior(log_prior, log_likelihood, data, initial=jnp.zeros(SIZE))
+    sampler = erg.samplers.BAOAB(erg.estimators.Minibatch(posterior, BATCH_SIZE), 1e-4)
+    cases = {
+        "1 chain": {"num_chains": 1},
+        f"{num_chains} chains, own blocks": {"num_chains": num_chains},
+        f"{num_chains} chains, shared blocks": {"num_chains": num_chains, "shared_batches": True},
+    }
+
+    def run(count, key, options):
+        begin = time.perf_counter()
+        result = erg.sample(key, sampler, count, 10, thin=100, progress=False, probes=False, **options)
+        return time.perf_counter() - begin - float(result.attrs["compile_time"])
+
+    times = {name: [] for name in cases}
+    for repeat in range(-1, repeats):
+        key = jax.random.key(repeat + 1)
+        for name, options in cases.items():
+            short, long = (steps // 100 for steps in num_steps)
+            if options["num_chains"] == 1:
+                short, long = 10 * short, 10 * long
+            seconds = run(long, key, options) - run(short, key, options)
+            if repeat >= 0:  # the first compiles
+                times[name].append(1e6 * seconds / ((long - short) * 100 * options["num_chains"]))
+    return {name: summary(values, times["1 chain"]) for name, values in times.items()}
+
+
 def summary(times, floors):
     ratios = sorted(t / f for t, f in zip(times, floors, strict=True))
     quarter = len(ratios) // 4
@@ -227,8 +257,8 @@ def environment():
     }
 
 
-def table(results):
-    lines = ["| variant | us a step | ratio to the floor (quartiles) | target |", "|---|---|---|---|"]
+def table(results, reference="the floor"):
+    lines = [f"| variant | us a step | ratio to {reference} (quartiles) | target |", "|---|---|---|---|"]
     for name, row in results.items():
         low, high = row["ratio_quartiles"]
         target = f"<= {TARGETS[name]:.2f}" if name in TARGETS else ""
@@ -256,12 +286,18 @@ def main():
     (sampled,) = [name for name in TARGETS if "erg.sample" in name]
     results[sampled] = summary(*measure_sample(data, runs["floor"], arguments.steps, max(3, arguments.repeats // 3)))
 
-    text = table(results)
+    many = measure_many_chains(data, max(5, arguments.repeats // 3))
+    text = table(results) + "\n\n" + table(many, "one chain")
     print(text)
     for name in ("SGLD, uniform", "SGLD, blocks"):
         print(f"{name}: from_numpyro / hand-written = {results[f'{name}, from_numpyro']['ratio_to_hand_written']:.3f}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    record = {"environment": environment(), "settings": vars(arguments) | {"output": None}, "results": results}
+    record = {
+        "environment": environment(),
+        "settings": vars(arguments) | {"output": None},
+        "results": results,
+        "chains": many,
+    }
     (arguments.output / "step_time.json").write_text(json.dumps(record, indent=2) + "\n")
     (arguments.output / "step_time.md").write_text(text + "\n")
 

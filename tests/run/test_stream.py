@@ -146,8 +146,8 @@ class TestSources:
 
     def test_zarr_through_xarray(self, tmp_path):
         pytest.importorskip("zarr")
-        xarray.Dataset({"y": ("row", Y)}).to_zarr(tmp_path / "y.zarr")
-        lazy = xarray.open_zarr(tmp_path / "y.zarr", chunks=None)["y"]
+        xarray.Dataset({"y": ("row", Y)}).to_zarr(tmp_path / "y.zarr", consolidated=False)
+        lazy = xarray.open_zarr(tmp_path / "y.zarr", chunks=None, consolidated=False)["y"]
         np.testing.assert_array_equal(draws(run(RowBlocks(lazy, BATCH_SIZE))), draws(run()))
 
     def test_an_iterable_begins_anew(self):
