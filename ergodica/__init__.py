@@ -8,6 +8,8 @@ from ergodica import samplers as samplers
 from ergodica.core.cite import cite as cite
 from ergodica.core.posterior import Posterior as Posterior
 from ergodica.core.result import SamplingError as SamplingError
+from ergodica.core.shards import Shards as Shards
+from ergodica.estimators.federated.build import fsgld as fsgld
 from ergodica.run.checkpoint import Checkpoint as Checkpoint
 from ergodica.run.sample import sample as sample
 
@@ -49,6 +51,7 @@ __all__ = [
     "Checkpoint",
     "Posterior",
     "SamplingError",
+    "Shards",
     "cite",
     "compare_gradients",
     "diagnose",
@@ -57,6 +60,7 @@ __all__ = [
     "find_mode",
     "from_blackjax",
     "from_numpyro",
+    "fsgld",
     "integrations",
     "models",
     "predict_bias",

@@ -18,6 +18,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Bayesian Posterior Sampling via Stochastic Gradient {F}isher Scoring},
   booktitle = {Proceedings of the 29th International Conference on Machine Learning}, year = {2012}
 }""",
+    "ahn2014": """@inproceedings{ahn2014,
+  author = {Ahn, Sungjin and Shahbaba, Babak and Welling, Max},
+  title = {Distributed Stochastic Gradient {MCMC}},
+  booktitle = {Proceedings of the 31st International Conference on Machine Learning}, pages = {1044--1052}, year = {2014}
+}""",
     "alamo2016": """@article{alamo2016,
   author = {Alamo, A. and Sanz-Serna, J. M.},
   title = {A Technique for Studying Strong and Weak Local Errors of Splitting Stochastic Integrators},
@@ -63,6 +68,12 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Duane, Simon and Kennedy, A. D. and Pendleton, Brian J. and Roweth, Duncan},
   title = {Hybrid {Monte Carlo}},
   journal = {Physics Letters B}, volume = {195}, number = {2}, pages = {216--222}, year = {1987}
+}""",
+    "elmekkaoui2021": """@inproceedings{elmekkaoui2021,
+  author = {El Mekkaoui, Khaoula and Mesquita, Diego and Blomstedt, Paul and Kaski, Samuel},
+  title = {Federated Stochastic Gradient {L}angevin Dynamics},
+  booktitle = {Proceedings of the 37th Conference on Uncertainty in Artificial Intelligence}, pages = {1703--1712},
+  year = {2021}
 }""",
     "johnson2013": """@inproceedings{johnson2013,
   author = {Johnson, Rie and Zhang, Tong},

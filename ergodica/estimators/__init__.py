@@ -1,5 +1,12 @@
 """Gradient estimators."""
 
+from ergodica.estimators.federated import (
+    Conducive,
+    ExponentialSurrogates,
+    GaussianSurrogates,
+    laplace_surrogates,
+    moment_surrogates,
+)
 from ergodica.estimators.local_latents import LocalLatents
 from ergodica.estimators.minibatch import (
     SAGA,
@@ -17,11 +24,16 @@ __all__ = [
     "SAGA",
     "SVRG",
     "Clipped",
+    "Conducive",
     "ControlVariate",
     "DataParallel",
+    "ExponentialSurrogates",
+    "GaussianSurrogates",
     "LocalLatents",
     "Minibatch",
     "RecentringControlVariate",
     "RobustAggregate",
     "importance_probabilities",
+    "laplace_surrogates",
+    "moment_surrogates",
 ]

@@ -3,6 +3,7 @@
 from ergodica.samplers import schedules as schedules
 from ergodica.samplers.amagold import AMAGOLD
 from ergodica.samplers.averaged import Averaged
+from ergodica.samplers.federated import Federated
 from ergodica.samplers.force_gradient import ForceGradient
 from ergodica.samplers.langevin import SGLD
 from ergodica.samplers.multiplicative import MultiplicativeLangevin
@@ -24,6 +25,7 @@ __all__ = [
     "SGNHT",
     "UBU",
     "Averaged",
+    "Federated",
     "ForceGradient",
     "LieTrotter",
     "MultiplicativeLangevin",

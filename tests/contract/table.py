@@ -262,6 +262,50 @@ ESTIMATORS = [
     ),
 ]
 
+
+def _shards(posterior: erg.Posterior) -> erg.Shards:
+    return erg.Shards(posterior, [0, 1, 1, 0, 2, 1, 1])
+
+
+def _surrogates(posterior: erg.Posterior) -> Any:
+    """Gaussians that have little to do with the likelihoods."""
+    means = jax.tree.map(lambda x: jnp.stack([x, x + 0.2, x - 0.1]), posterior.initial)
+    return erg.estimators.GaussianSurrogates(means, jax.tree.map(lambda x: 1.0 + x**2, means))
+
+
+def conducive_of(posterior: erg.Posterior, batch_size: int | None = BATCH_SIZE, **options: Any) -> Any:
+    return erg.estimators.Conducive(_shards(posterior), _surrogates(posterior), batch_size, **options)
+
+
+ESTIMATORS += [
+    EstimatorRow(
+        "Conducive",
+        conducive_of,
+        "Conducive-FSGLD",
+        works_without_data=False,
+        streams=False,
+        bad_input=(
+            lambda p: conducive_of(p, probabilities=[0.5, 0.5, 0.0]),
+            ValueError,
+            "probabilities must be above 0 with the sum 1",
+        ),
+    ),
+    EstimatorRow(
+        "Conducive",
+        lambda p: erg.estimators.Conducive(_shards(p), None, probabilities="uniform"),
+        "Conducive-DSGLD-whole-shards",
+        works_without_data=False,
+        streams=False,
+        bad_input=(
+            lambda p: erg.estimators.Conducive(
+                erg.Shards(p, jnp.arange(NUM_DATA)), erg.estimators.GaussianSurrogates(jnp.zeros(3), jnp.ones(3))
+            ),
+            ValueError,
+            "surrogates must be of the 7 clients",
+        ),
+    ),
+]
+
 # --- kernels -------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +321,10 @@ class KernelRow:
     streams: bool = True
     """Whether batches can be handed to `step`."""
     probes: bool = True
+    works_without_data: bool = True
+    """Whether it can be made for a posterior whose data are streamed."""
+    independent_chains: bool = True
+    """Whether chains that are vectorised together are what each would be alone."""
     exact: bool = False
     """Whether the posterior is left invariant; such a kernel rejects what diverges, and stays finite."""
     scheme: str = "uniform"
@@ -380,6 +428,49 @@ KERNELS = [
         ),
         "Averaged-SGLD",
         ("step_size", "temperature"),
+    ),
+]
+
+
+def _federated(kernel: Callable, local_steps: Any, schedule: str = "independent", **settings: Any) -> Callable:
+    """A kernel over the shards of the posterior of the estimator that comes in."""
+
+    def make(gradient, step_size, **options):
+        known = isinstance(gradient, erg.estimators.Minibatch)
+        own = conducive_of(gradient.target, **settings) if known else gradient
+        return erg.samplers.Federated(kernel(own, step_size, **options), local_steps, schedule)
+
+    return make
+
+
+KERNELS += [
+    KernelRow(
+        "Federated",
+        _federated(erg.samplers.SGLD, 3),
+        "Federated-SGLD",
+        ("step_size", "temperature"),
+        streams=False,
+        works_without_data=False,
+    ),
+    KernelRow(
+        "Federated",
+        _federated(erg.samplers.BAOAB, 2, "permutation", probabilities="uniform"),
+        "Federated-BAOAB-permutation",
+        ("step_size", "temperature", "friction"),
+        streams=False,
+        works_without_data=False,
+        independent_chains=False,
+    ),
+    KernelRow(
+        "Federated",
+        _federated(
+            lambda gradient, step_size, **options: erg.samplers.PreconditionedSGLD(gradient, step_size, 2, **options),
+            (1, 2, 3),
+        ),
+        "Federated-PreconditionedSGLD",
+        ("step_size", "temperature", "decay", "damping"),
+        streams=False,
+        works_without_data=False,
     ),
 ]
 # Kernels made by `from_blackjax` belong here too, with ``streams=False, probes=False``: they are rows like any other.

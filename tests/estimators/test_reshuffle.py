@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import chi2
 
 import ergodica as erg
+from ergodica.core import permutation
 from ergodica.estimators.minibatch import reshuffle
 
 SIZES = (1, 2, 3, 7, 1000)
@@ -70,14 +71,14 @@ def test_the_last_bit_reverses_the_order(size, monkeypatch):
     """Half of all words hold the reverse of the other half's order, whatever the rounds do: exact, not statistical."""
     words = random_words(1, 20)
     forward = np.asarray(orders(words, size))
-    mix = reshuffle._mix
+    mix = permutation._mix
 
     def with_other_direction(x, word):
         mixed = mix(x, word)
-        is_schedule = mixed.shape == (reshuffle.NUM_ROUNDS + 1,)
+        is_schedule = mixed.shape == (permutation.NUM_ROUNDS + 1,)
         return mixed.at[-1].set(mixed[-1] ^ jnp.uint32(1 << 31)) if is_schedule else mixed
 
-    monkeypatch.setattr(reshuffle, "_mix", with_other_direction)
+    monkeypatch.setattr(permutation, "_mix", with_other_direction)
     np.testing.assert_array_equal(forward, np.asarray(orders(words, size))[:, ::-1])
 
 

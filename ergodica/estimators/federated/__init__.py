@@ -1,0 +1,16 @@
+"""Gradients of a log posterior whose data are spread over clients."""
+
+from ergodica.estimators.federated.build import fsgld
+from ergodica.estimators.federated.conducive import Conducive
+from ergodica.estimators.federated.fit import laplace_surrogates
+from ergodica.estimators.federated.local_runs import moment_surrogates
+from ergodica.estimators.federated.surrogates import ExponentialSurrogates, GaussianSurrogates
+
+__all__ = [
+    "Conducive",
+    "ExponentialSurrogates",
+    "GaussianSurrogates",
+    "fsgld",
+    "laplace_surrogates",
+    "moment_surrogates",
+]
