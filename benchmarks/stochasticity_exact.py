@@ -245,3 +245,18 @@ def slope(steps: tuple[float, ...], errors: list[float]) -> float | None:
 def slope_table(errors: dict, steps: tuple[float, ...] = STEPS) -> dict[str, dict[str, float | None]]:
     """Fitted orders of the Gaussian part: by batch order, then integrator."""
     return {order: {name: slope(steps, e) for name, e in by_name.items()} for order, by_name in errors.items()}
+
+
+HALVED = 0.005
+
+
+def halving_table(
+    errors: dict, larger: float = HALVED, steps: tuple[float, ...] = STEPS
+) -> dict[str, dict[str, float | None]]:
+    """Orders between one step size and its half, of errors averaged over all iterates; ``None`` where they are rounding."""
+    i = int(np.argmin(np.abs(np.array(steps) - larger)))
+
+    def order(e: list[float]) -> float | None:
+        return float(np.log2(e[i] / e[i + 1])) if e[i + 1] > ROUNDING else None
+
+    return {name: {kernel: order(e) for kernel, e in by_kernel.items()} for name, by_kernel in errors.items()}

@@ -31,6 +31,7 @@ from stochasticity_exact import (
     ORDERS,
     STEPS,
     gaussian_errors,
+    halving_table,
     integrators_of,
     moment_operators,
     path_of,
@@ -283,6 +284,7 @@ def main() -> None:
         if not arguments.quick:
             (arguments.output / "stochasticity_study.json").write_text(json.dumps(results, indent=1, allow_nan=False))
     results["gaussian_steps"], results["gaussian_slopes"] = STEPS, slope_table(results["gaussian"])
+    results["gaussian_halving_slopes"] = halving_table(results["gaussian"])
     if not arguments.quick:
         results["logistic_slopes"] = {
             order: {name: measured_slope(points) for name, points in by_name.items()}
