@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ergodica.integrations.blackjax import to_blackjax as to_blackjax
     from ergodica.models.numpyro import from_numpyro as from_numpyro
     from ergodica.run.bias import predict_bias as predict_bias
+    from ergodica.run.federated_bias import predict_federated as predict_federated
     from ergodica.run.mode import find_mode as find_mode
     from ergodica.run.tune import tune as tune
 
@@ -39,6 +40,7 @@ _LAZY = {
     "from_blackjax": "ergodica.integrations.blackjax",
     "from_numpyro": "ergodica.models.numpyro",
     "predict_bias": "ergodica.run.bias",
+    "predict_federated": "ergodica.run.federated_bias",
     "predictive": "ergodica.diagnostics.predictive",
     "reference_table": "ergodica.diagnostics.reference",
     "report": "ergodica.diagnostics.report",
@@ -64,6 +66,7 @@ __all__ = [
     "integrations",
     "models",
     "predict_bias",
+    "predict_federated",
     "predictive",
     "reference_table",
     "report",

@@ -44,8 +44,8 @@ class AbstractFederatedGradient(AbstractGradientEstimator):
         """Log density of what stands for a client's likelihood elsewhere, up to a constant; 0 where nothing does."""
 
     @abc.abstractmethod
-    def covariance(self, params: PyTree, client: Array) -> Array:
-        """Covariance (D, D) of one gradient at a client, over batches."""
+    def covariance(self, params: PyTree, client: Array, *, diagonal: bool = False) -> Array:
+        """Covariance (D, D), or variances (D,), of one gradient at a client, over batches."""
 
     @abc.abstractmethod
     def only(self, client: int) -> "AbstractFederatedGradient":

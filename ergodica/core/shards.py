@@ -139,8 +139,8 @@ class Shards(eqx.Module):
         size = jnp.asarray(self._size(client), values.dtype)
         return size * jnp.sum(batch.weight.astype(values.dtype) * values)
 
-    def gradient_moments(self, params: PyTree, client: Array | int) -> tuple[Array, Array]:
-        """Mean (D,) and covariance (D, D) of the gradients of a client's single data, over the client's data."""
+    def gradient_moments(self, params: PyTree, client: Array | int, *, diagonal: bool = False) -> tuple[Array, Array]:
+        """Mean (D,) and covariance (D, D), or variances (D,), of the gradients of single data, over the client's data."""
 
         def of_one(row: PyTree) -> Array:
             one = jax.tree.map(lambda x: x[None], row)
@@ -151,7 +151,7 @@ class Shards(eqx.Module):
         weight = batch.weight.astype(gradients.dtype)
         mean = weight @ gradients
         away = gradients - mean[None]
-        return mean, (weight[:, None] * away).T @ away
+        return mean, weight @ away**2 if diagonal else (weight[:, None] * away).T @ away
 
     def only(self, client: int) -> "Shards":
         """Take what one client holds: shards of one, whose posterior has no other data."""

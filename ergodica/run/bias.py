@@ -183,12 +183,12 @@ def look_around(
     rng.check_key(key)
     key_mode, key_draws, key_noise, key_check = jax.random.split(key, 4)
     gradient, posterior = linear_law.gradient_of(sampler), sampler.posterior
-    centre = _centre(key_mode, posterior, centre)
+    centre = find_centre(key_mode, posterior, centre)
     matrix = _curvature(posterior, centre, curvature)
     num_blocks = curvatures.num_blocks(gradient)
     if noise is not None:
         return Surroundings(centre, matrix, _given_noise(noise, matrix), num_blocks)
-    points, elsewhere = _laplace_draws(key_draws, centre, matrix, temperature_of(sampler))
+    points, elsewhere = laplace_draws(key_draws, centre, matrix, temperature_of(sampler))
     diagonal = matrix.ndim == 1
     noise = curvatures.noise_covariance(key_noise, gradient, points, elsewhere, PROBES_A_POINT, diagonal=diagonal)
     if num_blocks is not None:
@@ -198,6 +198,10 @@ def look_around(
 
 def check_constant(sampler: AbstractKernel) -> None:
     """Raise where a hyper-parameter is a schedule, or no target is left."""
+    if hasattr(sampler, "visits"):
+        raise ValueError(
+            f"The chains of sampler, {type(sampler).__name__}, travel over clients; ergodica.predict_federated predicts their law."
+        )
     for name in ("step_size", "temperature"):
         value = getattr(sampler, name, None)
         if callable(value):
@@ -224,7 +228,8 @@ def masses(sampler: Any, centre: Position) -> np.ndarray:
     return np.full(tree.size(centre), np.asarray(mass, np.float64))
 
 
-def _centre(key: Key, posterior: Any, centre: Position | None) -> Position:
+def find_centre(key: Key, posterior: Any, centre: Position | None) -> Position:
+    """Check a centre, or look for a mode."""
     if centre is not None:
         return check.position("centre", centre)
     if not isinstance(posterior, Posterior):
@@ -270,7 +275,7 @@ def _given_noise(noise: Any, curvature: np.ndarray) -> np.ndarray:
     return noise
 
 
-def _laplace_draws(key: Key, centre: Position, curvature: np.ndarray, temperature: float) -> tuple[PyTree, PyTree]:
+def laplace_draws(key: Key, centre: Position, curvature: np.ndarray, temperature: float) -> tuple[PyTree, PyTree]:
     """Two independent sets of draws from the Gaussian at the mode."""
     flat = tree.ravel(centre)
     shape = (2 * curvatures.NUM_POINTS, flat.size)

@@ -26,11 +26,14 @@ class ClientSteps(NamedTuple):
     drift : array (S, ..., Z)
     added : array (S, ..., Z, Z)
         Covariance of what a step adds.
+    select : array (..., D, Z) or None
+        Takes the position out of ``z``; ``None`` where it is all of it.
     """
 
     transition: Any
     drift: Any
     added: Any
+    select: Any = None
 
 
 class Moments(NamedTuple):
@@ -41,7 +44,7 @@ class Moments(NamedTuple):
 
 
 class FederatedLaw(NamedTuple):
-    """Stationary moments: over all steps, and where visits end."""
+    """Stationary moments of the position: over all steps, and where visits end."""
 
     steps: Moments
     visits: Moments
@@ -78,7 +81,7 @@ def federated_law(clients: ClientSteps, visit_probabilities: Any, local_steps: A
     -----
     Cost: twice the longest visit in products of ``S`` matrices, and one linear system in :math:`Z^2` unknowns.
     """
-    transition, drift, added = (np.asarray(x, np.float64) for x in clients)
+    transition, drift, added = (np.asarray(x, np.float64) for x in clients[:3])
     p = np.asarray(visit_probabilities, np.float64)
     steps = np.broadcast_to(np.asarray(local_steps), p.shape)
     power, constant, noise = _visits(transition, drift, added, steps)
@@ -89,7 +92,8 @@ def federated_law(clients: ClientSteps, visit_probabilities: Any, local_steps: A
         covariance = _solve(p, power, _average(p, noise + _outer(away)))
     _check_stable(covariance, mean)
     end = Moments(mean, covariance)
-    return FederatedLaw(_over_steps(transition, drift, added, p, steps, end), end)
+    found = FederatedLaw(_over_steps(transition, drift, added, p, steps, end), end)
+    return found if clients.select is None else FederatedLaw(*(_selected(m, clients.select) for m in found))
 
 
 def client_steps(kernel: AbstractKernel, position: Position, curvature: Any, drift: Any, noise: Any) -> ClientSteps:
@@ -109,7 +113,7 @@ def client_steps(kernel: AbstractKernel, position: Position, curvature: Any, dri
         Covariance of :math:`\zeta`.
     """
     curvature, drift, noise = (np.asarray(x, np.float64) for x in (curvature, drift, noise))
-    found = []
+    found, step = [], None
     for P, b, S in zip(curvature, drift, noise, strict=True):
         if P.ndim == 1:
             step, b, S = linear_law.affine_steps(kernel, P), b[:, None], S[:, None, None]
@@ -118,8 +122,12 @@ def client_steps(kernel: AbstractKernel, position: Position, curvature: Any, dri
         calls = np.moveaxis(step.noise_loading, -2, 0)
         of_gradients = sum(call @ S @ np.swapaxes(call, -1, -2) for call in calls)
         own = step.loading @ np.swapaxes(step.loading, -1, -2)
-        found.append(ClientSteps(step.transition, _apply(calls.sum(0), b), own + of_gradients))
-    return ClientSteps(*(np.stack(leaves) for leaves in zip(*found, strict=True)))
+        found.append((step.transition, _apply(calls.sum(0), b), own + of_gradients))
+    return ClientSteps(*(np.stack(leaves) for leaves in zip(*found, strict=True)), step.select)
+
+
+def _selected(moments: Moments, select: np.ndarray) -> Moments:
+    return Moments(_apply(select, moments.mean), _around(select, moments.covariance))
 
 
 def _apply(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -21,6 +21,11 @@ class AbstractVisits(eqx.Module):
     It is a function of random words drawn once, so that an order can be known ahead, and a run that is resumed goes on in it.
     """
 
+    @property
+    def independent(self) -> bool:
+        """Whether each visit is drawn from one law, whatever came before."""
+        return False
+
     @abc.abstractmethod
     def begin(self, words: Array) -> tuple[Array, Array]:
         """Give the words that a chain will use, and its number, from random words of its own (2,) uint32."""
@@ -34,6 +39,11 @@ class IndependentVisits(AbstractVisits):
     """Each visit is drawn anew: of client ``s`` with its probability, whatever came before."""
 
     table: AliasTable
+
+    @property
+    def independent(self) -> bool:
+        """Whether each visit is drawn from one law: yes."""
+        return True
 
     def begin(self, words: Array) -> tuple[Array, Array]:
         """Keep the words, which are the chain's own."""

@@ -176,9 +176,9 @@ class Conducive(AbstractFederatedGradient):
             return jnp.zeros((), jax.eval_shape(self.posterior.log_prior, params).dtype)
         return self.surrogates.evaluate(self.surrogates.of(client), params)[0]
 
-    def covariance(self, params: PyTree, client: Array) -> Array:
+    def covariance(self, params: PyTree, client: Array, *, diagonal: bool = False) -> Array:
         """Covariance (D, D) of one gradient at a client: that of its data's gradients, times :math:`N_s^2 / (f_s^2 m)`."""
-        _, spread = self.shards.gradient_moments(params, client)
+        _, spread = self.shards.gradient_moments(params, client, diagonal=diagonal)
         if self.batch_size is None:
             return jnp.zeros_like(spread)
         size = self.shards.sizes[client].astype(spread.dtype) / self.probabilities[client].astype(spread.dtype)

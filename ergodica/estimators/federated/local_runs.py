@@ -225,11 +225,11 @@ def _run(
         blank = zero if diagonal else CovarianceMatrix(jnp.zeros((size, size), tree.ravel(start).dtype))
         moments = RunningMoments(jnp.zeros((), jnp.int32), zero, zero, blank)
         _, moments = jax.lax.fori_loop(0, num_samples, iterate, (theta, moments))
-        _, noise = shards.gradient_moments(moments.mean, client)
+        _, noise = shards.gradient_moments(moments.mean, client, diagonal=diagonal)
         weight = shards.sizes[client].astype(noise.dtype)
         noise = noise * (0 if batch_size is None else weight * weight / jnp.asarray(batch_size, noise.dtype))
         spread = tree.ravel(moments.covariance)
-        return moments.mean, spread if diagonal else spread.reshape(size, size), jnp.diag(noise) if diagonal else noise
+        return moments.mean, spread if diagonal else spread.reshape(size, size), noise
 
     clients = jnp.arange(shards.num_clients, dtype=jnp.int32)
     return jax.vmap(of_client)(clients, step_size, share)
