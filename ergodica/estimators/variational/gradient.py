@@ -1,0 +1,137 @@
+"""An objective over a given model and guide as a gradient estimator, for `ergodica.compare_gradients` and own loops."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from numpyro.distributions import biject_to, constraints
+from numpyro.handlers import replay, seed, trace
+
+from ergodica.core import check
+from ergodica.core.gradient import AbstractGradientEstimator
+from ergodica.core.types import Batch, Estimate, Key, PyTree
+from ergodica.estimators.variational.choose import choose
+from ergodica.estimators.variational.objective import AbstractObjective
+from ergodica.estimators.variational.structure import Program, Structure, inspect
+from ergodica.estimators.variational.wrap import LEARNED
+
+
+class VariationalGradient(AbstractGradientEstimator):
+    """Gradient of a variational objective with respect to the unconstrained parameters of a model and a guide.
+
+    SVI needs no such thing; this is for `ergodica.compare_gradients`, and for loops of one's own.
+
+    Parameters
+    ----------
+    loss : ELBO, IWELBO or another objective
+    model, guide : callable
+        NumPyro programs. Where an estimator learns (`Network`), give ``loss.guide(model, guide)``; moving averages are kept in
+        the estimator's state and need no declaration.
+    *args, **kwargs
+        What they are called with.
+
+    Notes
+    -----
+    Positions are dictionaries of unconstrained parameters by name, as SVI's optimiser sees them; `start` makes one. The
+    gradient ascends, and ``value`` is the objective, not the loss. ``n_grad`` counts runs of model and guide.
+
+    Cost: one run of the program for each particle and branch, and its derivative.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, ergodica as erg
+    >>> def model():
+    ...     numpyro.sample("z", dist.Bernoulli(0.2))
+    >>> def guide():
+    ...     numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("logit", jnp.zeros(()))))
+    >>> gradient = erg.estimators.VariationalGradient(erg.estimators.ELBO(), model, guide)
+    >>> params = gradient.start(jax.random.key(0))
+    >>> state = gradient.init(jax.random.key(1), params)
+    >>> estimate, state = gradient.estimate(jax.random.key(2), params, state)
+    >>> print(f"{estimate.gradient['logit']:.3f}", estimate.n_grad)
+    -0.347 2
+    """
+
+    loss: AbstractObjective
+    model: Callable = eqx.field(static=True)
+    guide: Callable = eqx.field(static=True)
+    args: tuple
+    kwargs: dict
+
+    def __init__(self, loss: AbstractObjective, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+        self.loss = check.instance("loss", loss, AbstractObjective, "such as ELBO(num_particles=8)")
+        self.model = check.function("model", model)
+        self.guide = check.function("guide", guide)
+        self.args, self.kwargs = args, kwargs
+
+    @property
+    def references(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the objective and of the estimators that were named."""
+        named = [estimator for estimator in self.loss.sites.values() if estimator is not None]
+        return tuple(dict.fromkeys([*self.loss.references, *(key for e in named for key in e.references)]))
+
+    def start(self, key: Key) -> dict[str, PyTree]:
+        """Unconstrained initial parameters, as model and guide declare them."""
+        sites = self._parameter_sites(key)
+        return {name: _transform(site).inv(site["value"]) for name, site in sites.items()}
+
+    def constrain(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
+        """Parameters as model and guide see them."""
+        found: dict[str, Any] = {}
+
+        def look() -> None:
+            found.update({n: _transform(s) for n, s in self._parameter_sites(jax.random.key(0)).items()})
+
+        jax.eval_shape(look)
+        return {name: found[name](value) if name in found else value for name, value in params.items()}
+
+    def init(self, key: Key, params: PyTree, batch: Batch | None = None) -> dict[str, PyTree]:  # noqa: ARG002
+        """Empty memories of the estimators that have one."""
+        structure = inspect(self._program(), self.constrain(params))
+        chosen = choose(self.loss.sites, structure, self.loss.context)
+        states = {name: chosen[name].estimator.init(site) for name, site in structure.sites.items()}
+        return {name: state for name, state in states.items() if state is not None}
+
+    def estimate(
+        self, key: Key, params: PyTree, state: dict[str, PyTree], batch: Batch | None = None
+    ) -> tuple[Estimate, dict[str, PyTree]]:
+        """Estimate the objective's gradient from fresh particles."""
+        if batch is not None:
+            raise ValueError(
+                f"{type(self).__name__} takes no batch that is handed over; data are arguments of the model: make "
+                "another one with other arguments."
+            )
+
+        def value(params: PyTree) -> tuple[jax.Array, dict]:
+            learned = {n.removesuffix(LEARNED): v for n, v in params.items() if n.endswith(LEARNED)}
+            done = self.loss.evaluate(key, self.constrain(params), self._program(), state, learned)
+            return done.value, done.state
+
+        (objective, state), gradient = jax.value_and_grad(value, has_aux=True)(params)
+        return Estimate(gradient, objective, n_grad=self._runs(params)), state
+
+    def probe(self, key: Key, params: PyTree, state: dict[str, PyTree]) -> Estimate:
+        """Estimate from other particles; memories stay as they are."""
+        return self.estimate(key, params, state)[0]
+
+    def _program(self) -> Program:
+        return Program(self.model, self.guide, self.args, self.kwargs)
+
+    def _runs(self, params: PyTree) -> int:
+        structure: Structure = inspect(self._program(), self.constrain(params))
+        runs = self.loss.num_particles
+        for name, choice in choose(self.loss.sites, structure, self.loss.context).items():
+            runs *= choice.estimator.num_branches(structure.sites[name])
+        return runs
+
+    def _parameter_sites(self, key: Key) -> dict[str, Any]:
+        key_guide, key_model = jax.random.split(key)
+        guide_trace = trace(seed(self.guide, key_guide)).get_trace(*self.args, **self.kwargs)
+        model_trace = trace(replay(seed(self.model, key_model), guide_trace)).get_trace(*self.args, **self.kwargs)
+        both = list(model_trace.items()) + list(guide_trace.items())
+        return {name: site for name, site in both if site["type"] == "param"}
+
+
+def _transform(site: dict) -> Any:
+    return biject_to(site["kwargs"].get("constraint", constraints.real))
