@@ -6,7 +6,7 @@ JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_COMPILATION_CACHE_DIR
 WORKERS ?= 2
 
-.PHONY: demo test lint types docs examples bench sweep ci-checks clean
+.PHONY: demo test lint types docs examples bench bench-peers sweep ci-checks clean
 
 demo: .venv/.installed-demo
 	.venv/bin/ergodica demo --out demo-output
@@ -35,6 +35,12 @@ examples: .venv/.installed-demo
 
 bench: .venv/.installed-demo
 	for file in benchmarks/[a-z]*.py; do echo "== $$file" && $(PYTHON) $$file || exit 1; done
+
+# Laws that peers sample: BlackJAX here, SGMCMCJax and jax-sgmc in an environment of their own with an old JAX.
+PEERS_DIRECTORY ?= .cache/peers
+bench-peers: .venv/.installed-demo
+	$(PYTHON) benchmarks/peers/blackjax_laws.py
+	sh benchmarks/peers/old_environment.sh $(PEERS_DIRECTORY) $(PYTHON)
 
 .venv/.installed-demo: pyproject.toml tools/bootstrap.sh
 	sh tools/bootstrap.sh
