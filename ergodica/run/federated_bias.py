@@ -164,7 +164,8 @@ def predict_federated(
     steps = np.broadcast_to(np.asarray(sampler.local_steps), share.shape)  # pyright: ignore[reportAttributeAccessIssue]
     ones = np.ones_like(steps)
     clients = client_steps(kernel, centre, matrices, drift, noise)
-    alike = client_steps(kernel, centre, *(np.broadcast_to(_mean(share, x), x.shape) for x in (matrices, drift)), noise)
+    same = [np.broadcast_to(x, like.shape) for x, like in ((total, matrices), (pull, drift))]
+    alike = client_steps(kernel, centre, same[0], same[1], noise)
     law = federated_law(clients, _visits(share, steps), steps)
     variance, mean = (
         (1 / total, pull / total) if diagonal else (np.diag(np.linalg.inv(total)), np.linalg.solve(total, pull))

@@ -113,17 +113,17 @@ def client_steps(kernel: AbstractKernel, position: Position, curvature: Any, dri
         Covariance of :math:`\zeta`.
     """
     curvature, drift, noise = (np.asarray(x, np.float64) for x in (curvature, drift, noise))
-    found, step = [], None
-    for P, b, S in zip(curvature, drift, noise, strict=True):
-        if P.ndim == 1:
-            step, b, S = linear_law.affine_steps(kernel, P), b[:, None], S[:, None, None]
-        else:
-            step = linear_law.affine_step(kernel, position, P)
-        calls = np.moveaxis(step.noise_loading, -2, 0)
-        of_gradients = sum(call @ S @ np.swapaxes(call, -1, -2) for call in calls)
-        own = step.loading @ np.swapaxes(step.loading, -1, -2)
-        found.append((step.transition, _apply(calls.sum(0), b), own + of_gradients))
-    return ClientSteps(*(np.stack(leaves) for leaves in zip(*found, strict=True)), step.select)
+    alone = curvature.ndim == 2
+    if alone:
+        steps = [linear_law.affine_steps(kernel, P) for P in curvature]
+    else:
+        steps = [linear_law.affine_step(kernel, position, P) for P in curvature]
+    drift, noise = (drift[..., None], noise[..., None, None]) if alone else (drift, noise)
+    transition, loading = (np.stack([getattr(s, name) for s in steps]) for name in ("transition", "loading"))
+    calls = np.moveaxis(np.stack([s.noise_loading for s in steps]), -2, 0)
+    of_gradients = np.sum([_around(call, noise) for call in calls], axis=0)
+    own = loading @ np.swapaxes(loading, -1, -2)
+    return ClientSteps(transition, _apply(calls.sum(0), drift), own + of_gradients, steps[0].select)
 
 
 def _selected(moments: Moments, select: np.ndarray) -> Moments:
