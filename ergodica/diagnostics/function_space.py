@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ergodica.core import check
-from ergodica.core.posterior import Posterior
+from ergodica.core.posterior import Posterior, as_partial
 from ergodica.core.types import Position, PyTree
 from ergodica.diagnostics.full_gradient import unconstrained_positions
 
@@ -72,20 +72,11 @@ def function_draws(
     check.function("function", function)
     batch_size = check.integer("batch_size", batch_size)
     positions = jax.tree.map(jnp.asarray, unconstrained_positions(dt, posterior))
-    rows = jax.tree.map(jnp.asarray, rows)
+    rows, function = jax.tree.map(jnp.asarray, rows), as_partial(function)
     num_rows, chunks = check.leading_length("rows", rows), []
-
-    @jax.jit
-    def evaluate(posterior: Posterior, positions: Position, rows: PyTree) -> jax.Array:
-        def at(position: Position) -> jax.Array:
-            return jnp.asarray(function(_parameters(posterior, position), rows))
-
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
-        return jax.lax.map(at, flat, batch_size=_DRAWS_AT_ONCE)
-
     for start in range(0, num_rows, batch_size):
         part = jax.tree.map(lambda x, begin=start: x[begin : begin + batch_size], rows)
-        chunks.append(np.asarray(evaluate(posterior, positions, part)))
+        chunks.append(np.asarray(_evaluate(function, posterior, positions, part)))
         length = check.leading_length("rows", part)
         if chunks[-1].ndim < 2 or chunks[-1].shape[1] != length:
             raise ValueError(
@@ -164,6 +155,15 @@ def chain_disagreement(values: "xr.DataArray") -> "xr.Dataset":
             "rhat": arviz_stats.rhat(values.where(within > 0), method="rank"),
         }
     )
+
+
+@jax.jit
+def _evaluate(function: Callable, posterior: Posterior, positions: Position, rows: PyTree) -> jax.Array:
+    def at(position: Position) -> jax.Array:
+        return jnp.asarray(function(_parameters(posterior, position), rows))
+
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
+    return jax.lax.map(at, flat, batch_size=_DRAWS_AT_ONCE)
 
 
 def _parameters(posterior: Posterior, position: Position) -> Any:

@@ -197,6 +197,22 @@ def from_equinox(
     )
 
 
+class MadeBy(eqx.Module):
+    """A start at the arrays of a network that a function makes."""
+
+    make: Callable
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def __call__(self, key: Key) -> dict[str, Array]:
+        """Make a network, and take its arrays by name."""
+        leaves = tree.named_leaves(eqx.filter(self.make(key), eqx.is_inexact_array))
+        if tuple(leaves) != self.names:
+            raise ValueError(
+                f"initial must make the network that was given, with the arrays {self.names}; got {tuple(leaves)}."
+            )
+        return leaves
+
+
 def gaussian_log_prior(scales: dict[str, Array], position: dict[str, Array]) -> Array:
     """Log density of independent Gaussians N(0, scale²), normalised."""
     terms = [
@@ -217,7 +233,7 @@ def _start(initial: Any, leaves: dict[str, Array], scales: dict[str, Array], *, 
             f"initial must be 'prior', 'network' or a function of a key that makes a network; got {initial!r}, which holds arrays."
         )
     if callable(initial):
-        return Partial(_made_by, tuple(leaves), as_partial(initial))
+        return MadeBy(as_partial(initial), tuple(leaves))
     check.one_of("initial", initial, ("prior", "network"))
     if initial == "network":
         return dict(leaves)
@@ -228,13 +244,6 @@ def _start(initial: Any, leaves: dict[str, Array], scales: dict[str, Array], *, 
 
 def _prior_draw(scales: dict[str, Array], like: dict[str, Array], key: Key) -> dict[str, Array]:
     return jax.tree.map(lambda s, z: s * z, scales, rng.normal_like(key, like))
-
-
-def _made_by(names: tuple[str, ...], make: Callable, key: Key) -> dict[str, Array]:
-    leaves = tree.named_leaves(eqx.filter(make(key), eqx.is_inexact_array))
-    if tuple(leaves) != names:
-        raise ValueError(f"initial must make the network that was given, with the arrays {names}; got {tuple(leaves)}.")
-    return leaves
 
 
 def _prior_of_network(source: EquinoxSource, log_prior: Callable, position: dict[str, Array]) -> Array:
