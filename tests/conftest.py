@@ -29,3 +29,10 @@ def key_reuse_checker():
     """Raise where a random key is consumed twice."""
     with jax.debug_key_reuse(True):
         yield
+
+
+@pytest.fixture
+def numpyro_promotion():
+    """JAX's standard promotion, for laws and guides of NumPyro that mix dtypes and ranks themselves."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

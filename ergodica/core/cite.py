@@ -33,6 +33,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Control Variates for Stochastic Gradient {MCMC}},
   journal = {Statistics and Computing}, volume = {29}, pages = {599--615}, year = {2019}
 }""",
+    "burda2016": """@inproceedings{burda2016,
+  author = {Burda, Yuri and Grosse, Roger and Salakhutdinov, Ruslan},
+  title = {Importance Weighted Autoencoders},
+  booktitle = {4th International Conference on Learning Representations}, year = {2016}
+}""",
     "ceperley1999": """@article{ceperley1999,
   author = {Ceperley, D. M. and Dewing, M.},
   title = {The Penalty Method for Random Walks with Uncertain Energies},
@@ -75,10 +80,25 @@ BIBLIOGRAPHY: dict[str, str] = {
   booktitle = {Proceedings of the 37th Conference on Uncertainty in Artificial Intelligence}, pages = {1703--1712},
   year = {2021}
 }""",
+    "figurnov2018": """@inproceedings{figurnov2018,
+  author = {Figurnov, Michael and Mohamed, Shakir and Mnih, Andriy},
+  title = {Implicit Reparameterization Gradients},
+  booktitle = {Advances in Neural Information Processing Systems 31}, year = {2018}
+}""",
     "johnson2013": """@inproceedings{johnson2013,
   author = {Johnson, Rie and Zhang, Tong},
   title = {Accelerating Stochastic Gradient Descent using Predictive Variance Reduction},
   booktitle = {Advances in Neural Information Processing Systems 26}, year = {2013}
+}""",
+    "kingma2014": """@inproceedings{kingma2014,
+  author = {Kingma, Diederik P. and Welling, Max},
+  title = {Auto-Encoding Variational {B}ayes},
+  booktitle = {2nd International Conference on Learning Representations}, year = {2014}
+}""",
+    "kool2019": """@inproceedings{kool2019,
+  author = {Kool, Wouter and van Hoof, Herke and Welling, Max},
+  title = {Buy 4 {REINFORCE} Samples, Get a Baseline for Free!},
+  booktitle = {Deep Reinforcement Learning Meets Structured Prediction, ICLR workshop}, year = {2019}
 }""",
     "leimkuhler2013": """@article{leimkuhler2013,
   author = {Leimkuhler, Benedict and Matthews, Charles},
@@ -100,6 +120,16 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Finding the Observed Information Matrix when Using the {EM} Algorithm},
   journal = {Journal of the Royal Statistical Society, Series B}, volume = {44}, number = {2}, pages = {226--233}, year = {1982}
 }""",
+    "mnih2014": """@inproceedings{mnih2014,
+  author = {Mnih, Andriy and Gregor, Karol},
+  title = {Neural Variational Inference and Learning in Belief Networks},
+  booktitle = {Proceedings of the 31st International Conference on Machine Learning}, pages = {1791--1799}, year = {2014}
+}""",
+    "mnih2016": """@inproceedings{mnih2016,
+  author = {Mnih, Andriy and Rezende, Danilo J.},
+  title = {Variational Inference for {Monte Carlo} Objectives},
+  booktitle = {Proceedings of the 33rd International Conference on Machine Learning}, pages = {2188--2196}, year = {2016}
+}""",
     "pillutla2022": """@article{pillutla2022,
   author = {Pillutla, Krishna and Kakade, Sham M. and Harchaoui, Zaid},
   title = {Robust Aggregation for Federated Learning},
@@ -115,6 +145,27 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Preferential Subsampling for Stochastic Gradient {L}angevin Dynamics},
   booktitle = {Proceedings of the 26th International Conference on Artificial Intelligence and Statistics}, year = {2023}
 }""",
+    "ranganath2014": """@inproceedings{ranganath2014,
+  author = {Ranganath, Rajesh and Gerrish, Sean and Blei, David M.},
+  title = {Black Box Variational Inference},
+  booktitle = {Proceedings of the 17th International Conference on Artificial Intelligence and Statistics},
+  pages = {814--822}, year = {2014}
+}""",
+    "roeder2017": """@inproceedings{roeder2017,
+  author = {Roeder, Geoffrey and Wu, Yuhuai and Duvenaud, David},
+  title = {Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference},
+  booktitle = {Advances in Neural Information Processing Systems 30}, year = {2017}
+}""",
+    "schulman2015": """@inproceedings{schulman2015,
+  author = {Schulman, John and Heess, Nicolas and Weber, Theophane and Abbeel, Pieter},
+  title = {Gradient Estimation Using Stochastic Computation Graphs},
+  booktitle = {Advances in Neural Information Processing Systems 28}, year = {2015}
+}""",
+    "tucker2019": """@inproceedings{tucker2019,
+  author = {Tucker, George and Lawson, Dieterich and Gu, Shixiang and Maddison, Chris J.},
+  title = {Doubly Reparameterized Gradient Estimators for {Monte Carlo} Objectives},
+  booktitle = {7th International Conference on Learning Representations}, year = {2019}
+}""",
     "vollmer2016": """@article{vollmer2016,
   author = {Vollmer, Sebastian J. and Zygalakis, Konstantinos C. and Teh, Yee Whye},
   title = {Exploration of the (Non-)Asymptotic Bias and Variance of Stochastic Gradient {L}angevin Dynamics},
@@ -129,6 +180,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Welling, Max and Teh, Yee Whye},
   title = {Bayesian Learning via Stochastic Gradient {L}angevin Dynamics},
   booktitle = {Proceedings of the 28th International Conference on Machine Learning}, pages = {681--688}, year = {2011}
+}""",
+    "williams1992": """@article{williams1992,
+  author = {Williams, Ronald J.},
+  title = {Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning},
+  journal = {Machine Learning}, volume = {8}, pages = {229--256}, year = {1992}
 }""",
     "yin2018": """@inproceedings{yin2018,
   author = {Yin, Dong and Chen, Yudong and Ramchandran, Kannan and Bartlett, Peter},
@@ -170,4 +226,7 @@ def _keys(algorithm: Any) -> Iterator[str]:
     yield from getattr(algorithm, "references", ())
     if isinstance(algorithm, eqx.Module):
         for value in vars(algorithm).values():
+            yield from _keys(value)
+    if isinstance(algorithm, dict):
+        for value in algorithm.values():
             yield from _keys(value)

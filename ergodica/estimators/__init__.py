@@ -1,5 +1,8 @@
 """Gradient estimators."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ergodica.estimators.federated import (
     Conducive,
     ExponentialSurrogates,
@@ -20,20 +23,79 @@ from ergodica.estimators.minibatch import (
     importance_probabilities,
 )
 
+if TYPE_CHECKING:
+    from ergodica.estimators.variational import (
+        ELBO,
+        IWELBO,
+        VIMCO,
+        AbstractSiteEstimator,
+        Enumerate,
+        LeaveOneOut,
+        MovingAverage,
+        Network,
+        Reparam,
+        Score,
+        SiteError,
+        VariationalGradient,
+        expectation_gradient,
+    )
+
+# imported at first use, since they import NumPyro
+_VARIATIONAL = (
+    "AbstractSiteEstimator",
+    "ELBO",
+    "Enumerate",
+    "IWELBO",
+    "LeaveOneOut",
+    "MovingAverage",
+    "Network",
+    "Reparam",
+    "Score",
+    "SiteError",
+    "VIMCO",
+    "VariationalGradient",
+    "expectation_gradient",
+)
+
 __all__ = [
+    "ELBO",
+    "IWELBO",
     "SAGA",
     "SVRG",
+    "VIMCO",
+    "AbstractSiteEstimator",
     "Clipped",
     "Conducive",
     "ControlVariate",
     "DataParallel",
+    "Enumerate",
     "ExponentialSurrogates",
     "GaussianSurrogates",
+    "LeaveOneOut",
     "LocalLatents",
     "Minibatch",
+    "MovingAverage",
+    "Network",
     "RecentringControlVariate",
+    "Reparam",
     "RobustAggregate",
+    "Score",
+    "SiteError",
+    "VariationalGradient",
+    "expectation_gradient",
     "importance_probabilities",
     "laplace_surrogates",
     "moment_surrogates",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VARIATIONAL:
+        raise AttributeError(f"module 'ergodica.estimators' has no attribute {name!r}")
+    value = getattr(importlib.import_module("ergodica.estimators.variational"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -40,7 +40,8 @@ def calls_in_python(estimator, key, params, estimate_once):
 
 
 def test_table_is_complete():
-    assert {row.name for row in ESTIMATORS} == {
+    """The estimator of variational objectives has a contract of its own (`test_variational.py`)."""
+    assert {row.name for row in ESTIMATORS} | {"VariationalGradient"} == {
         name
         for name in erg.estimators.__all__
         if isinstance(getattr(erg.estimators, name), type)

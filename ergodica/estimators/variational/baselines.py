@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -77,6 +77,8 @@ class MovingAverage(AbstractBaseline):
 
     decay: Array
 
+    references: ClassVar = ("mnih2014",)
+
     def __init__(self, decay: float = 0.9) -> None:
         self.decay = check.positive("decay", decay)
         if check.is_concrete(self.decay) and not float(self.decay) < 1:
@@ -136,6 +138,8 @@ class Network(AbstractBaseline):
 
     apply: Callable = eqx.field(static=True)
     initial: Any
+
+    references: ClassVar = ("mnih2014",)
 
     def __init__(self, apply: Callable, initial: PyTree | Callable) -> None:
         self.apply = check.function("apply", apply)

@@ -159,3 +159,10 @@ def base(fn: Distribution) -> Distribution:
     while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
         fn = fn.base_dist
     return fn
+
+
+def unmasked(fn: Distribution) -> Distribution:
+    """The distribution that a value is drawn from, without its mask."""
+    while isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn

@@ -65,12 +65,6 @@ class VariationalGradient(AbstractGradientEstimator):
         self.guide = check.function("guide", guide)
         self.args, self.kwargs = args, kwargs
 
-    @property
-    def references(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the objective and of the estimators that were named."""
-        named = [estimator for estimator in self.loss.sites.values() if estimator is not None]
-        return tuple(dict.fromkeys([*self.loss.references, *(key for e in named for key in e.references)]))
-
     def start(self, key: Key) -> dict[str, PyTree]:
         """Unconstrained initial parameters, as model and guide declare them."""
         sites = self._parameter_sites(key)

@@ -12,7 +12,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from ergodica.core.types import Key, PyTree
-from ergodica.estimators.variational.facts import base
+from ergodica.estimators.variational.facts import base, unmasked
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.structure import GUIDE, MODEL, Program, Structure, pad
 
@@ -147,10 +147,7 @@ def _log_prob(site: dict, structure: Structure, estimators: Estimators) -> Any:
 
 def _bare_log_prob(site: dict, structure: Structure, estimators: Estimators) -> Array:
     """Log probability under the law that a site is drawn from, whatever its scale and mask."""
-    fn, log_prob = site["fn"], None
-    while isinstance(fn, dist.MaskedDistribution):
-        fn = fn.base_dist
-    log_prob = _density(site, fn, estimators)
+    log_prob = _density(site, unmasked(site["fn"]), estimators)
     batch_shape = site["fn"].batch_shape
     return pad(jnp.broadcast_to(log_prob, batch_shape), structure.rank - len(batch_shape))
 

@@ -11,7 +11,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 
 from ergodica.core.types import PyTree
-from ergodica.estimators.variational.facts import Plate, Site, base
+from ergodica.estimators.variational.facts import Plate, Site, base, unmasked
 
 MODEL, GUIDE = "log p({})", "-log q({})"
 
@@ -145,7 +145,7 @@ def _dependencies(program: Program, params: PyTree, latents: dict) -> dict[str, 
         guide_trace, model_trace = _traces(program, params, tracked)
         both = ((MODEL, model_trace), (GUIDE, guide_trace))
         return {
-            label.format(name): site["fn"].log_prob(site["value"])
+            label.format(name): (unmasked(site["fn"]) if label == GUIDE else site["fn"]).log_prob(site["value"])
             for label, sites in both
             for name, site in sites.items()
             if site["type"] == "sample"

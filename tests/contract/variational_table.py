@@ -1,0 +1,121 @@
+"""Every estimator for sample sites and every variational objective, one row each.
+
+They estimate gradients with respect to a guide's parameters rather than a posterior's, so they go through checks of their own
+(`test_variational.py`), on one program: a bit ``z``, a normal ``w`` whose law depends on it, and a datum.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+import ergodica as erg
+from tests.contract.table import Counter
+from tests.support.exact_programs import Case
+
+NUM_PARTICLES = 4
+
+
+def program(counter: Counter | None = None) -> Case:
+    def model(x):
+        if counter is not None:
+            counter.traces += 1
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        w = numpyro.sample("w", dist.Normal(1.0 * z, 1.0))
+        numpyro.sample("x", dist.Normal(w + 0.5 * z, 0.9), obs=x)
+
+    def guide(x):
+        dtype = jnp.result_type(float)
+        z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("logit", jnp.zeros((), dtype))))
+        loc = numpyro.param("loc", jnp.zeros((), dtype)) + 0.3 * z
+        numpyro.sample("w", dist.Normal(loc, jnp.exp(numpyro.param("log_scale", jnp.zeros((), dtype)))))
+
+    params = {"logit": jnp.array(0.3), "loc": jnp.array(0.2), "log_scale": jnp.array(-0.4)}
+    return Case("contract", model, guide, (jnp.array(1.4),), params)
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteRow:
+    name: str
+    """The public name in `ergodica.estimators`."""
+    make: Callable[[], Any]
+    label: str
+    site: str
+    """The site of the program that it is used at; the other one is chosen by rule."""
+    objective: Callable[..., Any] = erg.estimators.ELBO
+    unbiased: bool = True
+    remembers: bool = False
+    """Whether it has state; used without SVI's declaration, it must say so."""
+    refused: tuple[str, Callable[..., Any], int, str] | None = None
+    """A site, objective and number of particles where it must be refused, and the words that say why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveRow:
+    name: str
+    make: Callable[..., Any]
+    label: str
+    bad_input: tuple[Callable[[], Any], type[Exception], str]
+
+
+_elbo, _iwelbo = erg.estimators.ELBO, erg.estimators.IWELBO
+
+SITES = [
+    SiteRow("Score", erg.estimators.Score, "Score", "z"),
+    SiteRow("Score", lambda: erg.estimators.Score(-1.5), "Score-constant", "z"),
+    SiteRow("Score", lambda: erg.estimators.Score(-1.5), "Score-continuous", "w"),
+    SiteRow(
+        "Score",
+        lambda: erg.estimators.Score(erg.estimators.MovingAverage(0.8)),
+        "Score-moving-average",
+        "z",
+        remembers=True,
+    ),
+    SiteRow("Score", erg.estimators.Score, "Score-IWELBO", "z", _iwelbo),
+    SiteRow(
+        "LeaveOneOut",
+        erg.estimators.LeaveOneOut,
+        "LeaveOneOut",
+        "z",
+        refused=("z", _elbo, 1, "with num_particles=1 there are no other particles"),
+    ),
+    SiteRow("LeaveOneOut", erg.estimators.LeaveOneOut, "LeaveOneOut-IWELBO", "z", _iwelbo),
+    SiteRow("VIMCO", erg.estimators.VIMCO, "VIMCO", "z", _iwelbo, refused=("z", _elbo, 4, "has no weights")),
+    SiteRow(
+        "Reparam",
+        erg.estimators.Reparam,
+        "Reparam",
+        "w",
+        refused=("z", _elbo, 4, "derivatives through the value are wrong"),
+    ),
+    SiteRow("Reparam", lambda: erg.estimators.Reparam(stl=True), "Reparam-stl", "w"),
+    SiteRow("Reparam", lambda: erg.estimators.Reparam(stl=True), "Reparam-dreg", "w", _iwelbo),
+    SiteRow(
+        "Enumerate",
+        erg.estimators.Enumerate,
+        "Enumerate",
+        "z",
+        refused=("w", _elbo, 4, "its support cannot be listed"),
+    ),
+]
+
+OBJECTIVES = [
+    ObjectiveRow("ELBO", _elbo, "ELBO", (lambda: _elbo(0), ValueError, "num_particles must be at least 1; got 0")),
+    ObjectiveRow(
+        "IWELBO",
+        _iwelbo,
+        "IWELBO",
+        (lambda: _iwelbo(4, {"z": "enum"}), TypeError, r"sites\['z'\] must be an estimator"),
+    ),
+]
+
+
+def loss_of(row: SiteRow, num_particles: int = NUM_PARTICLES) -> Any:
+    return row.objective(num_particles, {row.site: row.make()})
+
+
+def gradient_of(row: SiteRow, case: Case) -> Any:
+    return erg.estimators.VariationalGradient(loss_of(row), case.model, case.guide, *case.args)
