@@ -74,8 +74,8 @@ class Rounds:
 
     With ``absent="wait"`` the order of visits is the planned one whatever the network does. With ``"redraw"`` the rates change, and
     have to be estimated; the law is right if a client's absence does not depend on where the chain is. A client that is gone
-    for good is represented by its surrogate: the mean gradient over the others is that of the posterior with
-    :math:`p(x_s \mid \theta)` replaced by :math:`q_s`.
+    for good is represented by its surrogate: with shares that are those actually made, the mean gradient over the others is
+    that of the posterior with :math:`p(x_s \mid \theta)` replaced by :math:`q_s`.
     """
 
     plan: Plan
