@@ -20,6 +20,7 @@ from tests.diagnostics.exact_regression import (
     sgld_steps,
     uniform_sgld_covariance,
 )
+from tests.support.marks import quick
 
 DIM = 10
 NUM_BLOCKS = 6
@@ -72,13 +73,15 @@ CASES = {
     "BAOAB h=.02 γ=60": (lambda: baoab_case(0.02, 60.0), 25, 500),
 }
 
+QUICK = ("uniform n=10 h=5e-6", "uniform n=10 h=1.8e-4", "blocks Khλ=.3", "BAOAB h=.02 γ=60")
+
 
 @functools.cache
 def case(name):
     return CASES[name][0]()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, QUICK))
 def test_probe_temperature_is_the_true_variance_ratio(name):
     sampler, covariance = case(name)
     _, thin, num_samples = CASES[name]

@@ -13,6 +13,7 @@ from numpyro.handlers import mask
 
 import ergodica as erg
 from tests.models.numpyro_cases import ARRAYS, N
+from tests.support.marks import swept
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -110,7 +111,7 @@ CASES = {
     "masked": (masked, {"y": Y, "known": KNOWN}, masked_by_hand),
     "inner plate": (inner_plate, {"w": W}, inner_plate_by_hand),
 }
-RUNS = [("mixture", "A"), ("mixture", "B"), ("two sites", "A"), ("masked", "B"), ("inner plate", "A")]
+RUNS = [("mixture", "A"), swept("mixture", "B"), ("two sites", "A"), ("masked", "B"), swept("inner plate", "A")]
 
 
 def posterior_of(name, pattern):

@@ -12,6 +12,7 @@ from numpyro.infer.util import potential_energy
 import ergodica as erg
 from ergodica.models import LatentPosterior
 from tests.models.numpyro_cases import ARRAYS, N
+from tests.support.marks import swept
 
 BLOCKS = [np.array([7, 2, 9, 0]), np.array([1, 10, 3]), np.array([4, 8, 5, 6])]
 
@@ -71,7 +72,7 @@ def some_latents(posterior):
 
 
 @pytest.mark.usefixtures("x64", "numpyro_promotion")
-@pytest.mark.parametrize("pattern", ["A", "B"])
+@pytest.mark.parametrize("pattern", [swept("A"), "B"])
 @pytest.mark.parametrize("name", CASES)
 def test_prior_and_joint_terms_are_numpyros_density(name, pattern):
     model, names = CASES[name]

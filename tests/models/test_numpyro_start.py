@@ -14,6 +14,7 @@ from numpyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
 import ergodica as erg
 from ergodica.models import start_at, start_from_guide
 from tests.models.numpyro_cases import ARRAYS, CASES
+from tests.support.marks import swept
 
 Y = jnp.asarray(ARRAYS["y"], jnp.float32)
 
@@ -91,7 +92,7 @@ def test_start_by_a_function_of_a_key():
 
 
 @pytest.mark.usefixtures("numpyro_promotion")
-@pytest.mark.parametrize("kind", [AutoNormal, AutoLaplaceApproximation])
+@pytest.mark.parametrize("kind", [swept(AutoNormal), AutoLaplaceApproximation])
 def test_starts_from_a_fitted_autoguide(kind):
     guide = kind(model)
     svi = SVI(model, guide, optax.adam(0.02), Trace_ELBO())

@@ -12,6 +12,7 @@ from scipy.stats import norm
 import ergodica as erg
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.samplers import AMAGOLD, SGHMC, amagold
+from tests.support.marks import swept
 from tests.support.problems import gaussian_mean, logistic_regression
 from tests.support.statistics import REJECTION, assert_mean, z_scores
 
@@ -80,7 +81,7 @@ def corrected(temperature=1.0, wrap=lambda gradient: gradient):
     return AMAGOLD(gradient, num_steps=3, temperature=temperature, **settings())
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("temperature", [swept(1.0), 0.5])
 def test_exact_at_a_large_step(temperature):
     assert_mean(squares(corrected(temperature), 16_384, 60, temperature), 1.0, smallest_error=0.02)
 
@@ -106,6 +107,7 @@ def test_exact_with_a_wrong_gradient():
     assert_mean(squares(corrected(wrap=lambda g: Scaled(g, 0.5)), 16_384), 1.0, smallest_error=0.02)
 
 
+@pytest.mark.sweep
 def test_without_correction_the_law_is_another():
     posterior, _, _, _ = target()
     gradient = erg.estimators.Minibatch(posterior, BATCH_SIZE, "uniform")
@@ -113,7 +115,7 @@ def test_without_correction_the_law_is_another():
     assert z_scores(found, 1.0) > REJECTION
 
 
-@pytest.mark.parametrize("mutant", ["always accepted", "work forgotten", "work of the old momentum"])
+@pytest.mark.parametrize("mutant", [swept("always accepted"), swept("work forgotten"), "work of the old momentum"])
 def test_mutants_are_rejected(mutant, monkeypatch):
     right = amagold.midpoint_kick
 

@@ -17,6 +17,7 @@ from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.samplers import BAOAB, SGLD, langevin, splitting
 from tests.support.chains import time_averages
 from tests.support.laws import VARIANCES, sgld_variance
+from tests.support.marks import swept
 from tests.support.problems import gaussian_mean, linear_regression
 from tests.support.statistics import REJECTION, assert_mean, z_scores
 
@@ -88,7 +89,7 @@ def z_of_mutant(kernel, variance):
     return np.max(np.abs(z_scores(averages_of(kernel, variance, NUM_CHAINS // 4, trace_anew=True), EXACT)))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.25])
+@pytest.mark.parametrize("temperature", [swept(1.0), 0.25])
 @pytest.mark.parametrize("make", [overdamped, underdamped])
 def test_stationary_law(make, temperature):
     kernel, variance = make(temperature)
@@ -104,7 +105,7 @@ def noise_never_scaled_by_temperature(step):
     return lambda x, g, xi, h, T: step(x, g, xi, h, jnp.ones_like(T))
 
 
-@pytest.mark.parametrize("mutate", [half_noise, noise_never_scaled_by_temperature])
+@pytest.mark.parametrize("mutate", [half_noise, swept(noise_never_scaled_by_temperature)])
 def test_sgld_mutants_are_rejected(mutate, monkeypatch):
     monkeypatch.setattr(langevin, "langevin_step", mutate(langevin.langevin_step))
     assert z_of_mutant(*overdamped(0.25)) > REJECTION
@@ -124,14 +125,14 @@ def noise_of_half_the_time(flow):
     return mutant
 
 
-@pytest.mark.parametrize("mutate", [friction_at_temperature_one, noise_of_half_the_time])
+@pytest.mark.parametrize("mutate", [swept(friction_at_temperature_one), noise_of_half_the_time])
 def test_splitting_mutants_are_rejected(mutate, monkeypatch):
     monkeypatch.setattr(splitting, "friction_and_noise", mutate(splitting.friction_and_noise))
     assert z_of_mutant(*underdamped(0.25)) > REJECTION
 
 
 @pytest.mark.parametrize("factor", [0.5, BATCH_SIZE / NUM_DATA], ids=["halved gradient", "missing N/n"])
-@pytest.mark.parametrize("make", [overdamped, underdamped])
+@pytest.mark.parametrize("make", [overdamped, swept(underdamped)])
 def test_gradient_mutants_are_rejected(make, factor):
     kernel, variance = make(wrap=lambda gradient: Scaled(gradient, factor))
     assert z_of_mutant(kernel, variance) > REJECTION

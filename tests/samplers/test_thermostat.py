@@ -18,6 +18,7 @@ from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.types import Estimate
 from ergodica.samplers import BADODAB, SGNHT, Thermostat, thermostat
 from tests.support.affine import noise_from
+from tests.support.marks import quick
 from tests.support.statistics import REJECTION, assert_mean, z_scores
 
 SIZE = 20
@@ -157,7 +158,7 @@ def test_norm_in_place_of_its_square_is_rejected(name, monkeypatch):
     simulate.clear_cache()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", quick(PRESETS, ("BADODAB",)))
 def test_mutants_of_the_noise_are_rejected(name, monkeypatch):
     """A thermostat that forgets the temperature in D."""
     monkeypatch.setattr(thermostat, "adapt", lambda xi, seen, t, T, mu: xi + t * (seen - 1.0) / mu)
