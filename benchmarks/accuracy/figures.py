@@ -54,7 +54,7 @@ def draw_problem(ax: Any, problem: dict[str, Any]) -> None:
         median = np.median(values)
         if np.isfinite(median):
             ax.plot(median, y, "o", color=colour, ms=6)
-            ax.annotate(f"{median:.3g}", (median, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+            ax.annotate(number(median), (median, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
         else:
             ax.plot(row["budget"] / n, y, ">", color=colour, ms=8)
             ax.annotate(
@@ -80,8 +80,10 @@ def peer_of(name: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or a word for infinity."""
-    return f"{value:.3g}" if np.isfinite(value) else "not reached"
+    """Three digits or whole numbers, or a word for infinity."""
+    if not np.isfinite(value):
+        return "not reached"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def gradient_table(problem: dict[str, Any]) -> str:
@@ -98,7 +100,7 @@ def gradient_table(problem: dict[str, Any]) -> str:
         fewer = "-"
         if peer_of(name) in methods:
             ratio = np.median(epochs(methods[peer_of(name)], n)) / np.median(values)
-            fewer = f"{ratio:.2g}x" if ratio else f"> {row['budget'] / n:.3g} epochs"
+            fewer = f"{ratio:.2g}x" if ratio else f"> {number(row['budget'] / n)} epochs"
         largest = np.median([np.inf if v is None else v for v in row["gradients_max"]]) / n
         count = number(np.median(values)) + (f" ({number(low)} to {number(high)})" if np.isfinite(median) else "")
         setup = f"{row['setup'] / n:.2g}" if row["setup"] else ""

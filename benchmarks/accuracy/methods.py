@@ -3,7 +3,7 @@
 Replicates have noises of their own and share the batches, which makes a run of 8 cost little more than a run of one. Where the
 bias is small, injected noise is most of the noise: the errors of two replicates then have a correlation of about the excess
 of the variance, 0.1 at the settings found here. Thermostats and noise correction put gradient noise in the place of injected
-noise; their replicates have batches of their own.
+noise; their replicates have batches of their own, and half as many are run in the search.
 """
 
 from collections.abc import Callable
@@ -51,6 +51,7 @@ class BlackJAX(eqx.Module):
     rows: erg.estimators.Minibatch
     step_size: jax.Array
     alpha: jax.Array
+    shared: bool = eqx.field(static=True)
     gradient: Callable = eqx.field(static=True)
     algorithm: str = eqx.field(static=True)
     num_inner: int = eqx.field(static=True)
@@ -64,7 +65,7 @@ class BlackJAX(eqx.Module):
 
     def step(self, key, states):
         key_rows, key_noise = jax.random.split(key)
-        shared = None if self.algorithm == "sgnht" else self.rows.independent_batch(key_rows)
+        shared = self.rows.independent_batch(key_rows) if self.shared else None
         module = getattr(blackjax.sgmcmc, self.algorithm)
         kernel = module.build_kernel() if self.algorithm == "sgld" else module.build_kernel(self.alpha)
         more = (self.num_inner,) if self.algorithm == "sghmc" else ()
@@ -92,6 +93,8 @@ class Family(NamedTuple):
         Batches whose gradients a call needs, for each inner step.
     setup : int
         Datum-gradients before the first step.
+    own_batches : bool
+        Whether replicates do not share their batches.
     """
 
     make: Callable
@@ -100,6 +103,7 @@ class Family(NamedTuple):
     inner: tuple = (None,)
     batches: int = 1
     setup: int = 0
+    own_batches: bool = False
 
 
 FRICTIONS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -150,6 +154,7 @@ def badodab(gradient: Any, problem: Problem) -> Family:
         lambda h, gamma, _: Ergodica(erg.samplers.BADODAB(gradient, h, gamma), shared=False),
         lambda h, gamma, _: laws.law_of_badodab(problem.curvatures, noise, h, gamma),
         frictions=FRICTIONS,
+        own_batches=True,
     )
 
 
@@ -173,6 +178,7 @@ def noise_corrected(gradient: Any, problem: Problem) -> Family:
         lambda h, *_: Ergodica(erg.samplers.NoiseCorrectedSGLD(gradient, h, noise=noise), shared=False),
         stable(law),
         setup=MEASURED_BATCHES * problem.batch_size,
+        own_batches=True,
     )
 
 
@@ -187,7 +193,8 @@ def of_blackjax(
     def make(h, alpha, num_inner):
         alpha = jnp.asarray(0.0 if alpha is None else alpha)
         inner = 1 if num_inner is None else num_inner
-        return BlackJAX(rows, jnp.asarray(h), alpha, gradient, algorithm, inner, batches * inner * problem.batch_size)
+        cost = batches * inner * problem.batch_size
+        return BlackJAX(rows, jnp.asarray(h), alpha, algorithm != "sgnht", gradient, algorithm, inner, cost)
 
     return Family(
         make,
@@ -196,6 +203,7 @@ def of_blackjax(
         INNER if algorithm == "sghmc" else (None,),
         batches,
         setup,
+        own_batches=algorithm == "sgnht",
     )
 
 

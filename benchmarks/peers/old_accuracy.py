@@ -24,7 +24,7 @@ from accuracy.data import BATCH_SIZE, NUM_DATA, SIZE, gaussian_rows  # noqa: E40
 
 RESULT = BENCHMARKS / "results" / "peers_old_accuracy.json"
 TUNED = BENCHMARKS / "results" / "gradients_to_accuracy.json"
-THRESHOLD, AFTER, REPLICATES, LOOKS = 0.01, 1.25, 16, 300
+THRESHOLD, AFTER, REPLICATES, LOOKS, MOST = 0.01, 1.25, 8, 300, 2.5
 ROWS, PRECISION = gaussian_rows()
 MEAN, SD = ROWS.astype(float).mean(axis=0), PRECISION**-0.5
 OF_ONE = jnp.asarray(PRECISION / NUM_DATA, jnp.float32)
@@ -115,7 +115,7 @@ def jax_sgmc_run(step_size, iterations, kept):
     return lambda *starts: run(*({"x": x} for x in starts), iterations=iterations)
 
 
-def jax_sgmc_gradients(step_size, most, replicates=4, kept=20_000):
+def jax_sgmc_gradients(step_size, most, replicates=3, kept=20_000):
     """As above, from draws that the package thins at random; costs are those of the steps up to each draw, on average."""
     costs = np.linspace(0, most * BATCH_SIZE, kept + 1)[1:]
     found = []
@@ -143,7 +143,7 @@ def floor(num_steps):
     return lambda key: run(data, key, jnp.zeros(SIZE))
 
 
-def times(step_size, num_steps=20_000, repeats=7):
+def times(step_size, num_steps=10_000, repeats=7):
     """Microseconds a step, and ratios to the floor of the same repeat."""
     from sgmcmcjax import samplers
 
@@ -181,13 +181,15 @@ def times(step_size, num_steps=20_000, repeats=7):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=pathlib.Path, default=RESULT)
+    parser.add_argument("--tuned", type=pathlib.Path, default=TUNED, help="what gradients_to_accuracy.py wrote")
     arguments = parser.parse_args()
-    peer = json.loads(TUNED.read_text())["problems"]["gaussian"]["methods"]["blackjax.sgld"]
-    step_size, most = peer["step_size"], int(4 * peer["median"] / BATCH_SIZE)
+    peer = json.loads(arguments.tuned.read_text())["problems"]["gaussian"]["methods"]["blackjax.sgld"]
+    step_size, most = peer["step_size"], int(MOST * peer["median"] / BATCH_SIZE)
     record = {
         "versions": {name: importlib.metadata.version(name) for name in ("sgmcmcjax", "jax-sgmc", "jax")},
         "step_size": step_size,
         "num_data": NUM_DATA,
+        "most": most * BATCH_SIZE,
         "gradients": {},
     }
     for name, call in (("SGMCMCJax sgld", sgmcmcjax_gradients), ("jax-sgmc sgld", jax_sgmc_gradients)):
