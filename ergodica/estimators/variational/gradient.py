@@ -13,7 +13,7 @@ from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.types import Batch, Estimate, Key, PyTree
 from ergodica.estimators.variational.choose import choose
 from ergodica.estimators.variational.objective import AbstractObjective
-from ergodica.estimators.variational.structure import Program, Structure, inspect
+from ergodica.estimators.variational.structure import Program, inspect
 from ergodica.estimators.variational.wrap import LEARNED
 
 
@@ -97,13 +97,16 @@ class VariationalGradient(AbstractGradientEstimator):
                 "another one with other arguments."
             )
 
+        runs = []
+
         def value(params: PyTree) -> tuple[jax.Array, dict]:
             learned = {n.removesuffix(LEARNED): v for n, v in params.items() if n.endswith(LEARNED)}
             done = self.loss.evaluate(key, self.constrain(params), self._program(), state, learned)
+            runs.append(done.num_runs)
             return done.value, done.state
 
         (objective, state), gradient = jax.value_and_grad(value, has_aux=True)(params)
-        return Estimate(gradient, objective, n_grad=self._runs(params)), state
+        return Estimate(gradient, objective, n_grad=runs[0]), state
 
     def probe(self, key: Key, params: PyTree, state: dict[str, PyTree]) -> Estimate:
         """Estimate from other particles; memories stay as they are."""
@@ -111,13 +114,6 @@ class VariationalGradient(AbstractGradientEstimator):
 
     def _program(self) -> Program:
         return Program(self.model, self.guide, self.args, self.kwargs)
-
-    def _runs(self, params: PyTree) -> int:
-        structure: Structure = inspect(self._program(), self.constrain(params))
-        runs = self.loss.num_particles
-        for name, choice in choose(self.loss.sites, structure, self.loss.context).items():
-            runs *= choice.estimator.num_branches(structure.sites[name])
-        return runs
 
     def _parameter_sites(self, key: Key) -> dict[str, Any]:
         key_guide, key_model = jax.random.split(key)

@@ -1,6 +1,7 @@
 """What all objectives over NumPyro programs have in common: the choice of estimators, the run, and the face that SVI sees."""
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,11 +23,12 @@ from ergodica.estimators.variational.wrap import LEARNED, STATE, declare_in_guid
 
 
 class Evaluation(NamedTuple):
-    """An objective's value, whose derivatives are the estimate; what the estimators remember; and mutable values."""
+    """An objective's value, whose derivatives are the estimate; what the estimators remember; mutable values; runs it took."""
 
     value: Array
     state: dict[str, PyTree]
     mutable: dict[str, PyTree]
+    num_runs: int
 
 
 class AbstractObjective(eqx.Module):
@@ -138,7 +140,8 @@ class AbstractObjective(eqx.Module):
                 value = value + share * only_gradient(surrogate).astype(value.dtype)
             if name in state:
                 new_state[name] = jax.lax.stop_gradient(estimators[name].update(site, downstream))
-        return Evaluation(value, new_state, mean_of_particles(run.particles.mutable, run.lanes.lead))
+        runs = self.num_particles * math.prod(estimators[n].num_branches(s) for n, s in structure.sites.items())
+        return Evaluation(value, new_state, mean_of_particles(run.particles.mutable, run.lanes.lead), runs)
 
     def downstream(self, run: Run, name: str, state: PyTree, learned: PyTree) -> Downstream | None:
         """What became of the particles at a site; ``None`` if its estimator adds no surrogate."""
