@@ -8,7 +8,7 @@ TITLES = {
     "auto_mpg": "cars (regression)",
     "digits": "digits, prior 4/√fan-in",
     "digits_unit": "digits, prior N(0, 1)",
-    "mnist": "MNIST, prior 2/√fan-in",
+    "mnist": "MNIST, prior 4/√fan-in",
 }
 LABELS = {
     "nll": "NLL (nats a datum)",
@@ -27,7 +27,7 @@ METHODS = {
 
 def temperatures(problem: dict[str, Any]) -> list[str]:
     """Names of the cells that hold chains, from cold to warm."""
-    names = {name for cells in problem["seeds"].values() for name in cells if name not in METHODS}
+    names = {name for cells in problem["seeds"].values() for name in cells if name not in (*METHODS, "long")}
     return sorted(names, key=float)
 
 
@@ -37,9 +37,11 @@ def over_seeds(problem: dict[str, Any], name: str, score: str, column: int = 0) 
     return np.array([cell[score][column] for cell in cells if score in cell], float)
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean over seeds, and its standard error (0 for one seed)."""
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+def standard_error(values: np.ndarray, reference: np.ndarray) -> float:
+    """Of the mean difference over seeds: all cells of a seed share its split, of which most of the spread comes."""
+    if len(values) != len(reference) or len(values) < 2:
+        return 0.0
+    return float((values - reference).std(ddof=1) / np.sqrt(len(values)))
 
 
 def draw_scores(results: dict[str, Any], problems: tuple[str, ...] = ("auto_mpg", "digits", "digits_unit")) -> Any:
@@ -65,8 +67,19 @@ def draw_scores(results: dict[str, Any], problems: tuple[str, ...] = ("auto_mpg"
 def _draw_score(ax: Any, problem: dict[str, Any], score: str) -> None:
     names = temperatures(problem)
     x = np.array([float(name) for name in names])
-    means, errors = np.transpose([mean_and_error(over_seeds(problem, name, score)) for name in names])
-    ax.errorbar(x, means, yerr=errors, color="C0", marker="o", ms=4, capsize=2, label="four chains", zorder=3)
+    found, warm = [over_seeds(problem, name, score) for name in names], over_seeds(problem, "1", score)
+    errors = [standard_error(values, warm) for values in found]
+    ax.errorbar(
+        x,
+        [values.mean() for values in found],
+        yerr=errors,
+        color="C0",
+        marker="o",
+        ms=4,
+        capsize=2,
+        label="four chains",
+        zorder=3,
+    )
     for method, (label, colour, style) in METHODS.items():
         values = over_seeds(problem, method, score)
         if len(values):
@@ -99,10 +112,11 @@ def draw_chains(results: dict[str, Any], problems: tuple[str, ...] = ("auto_mpg"
         drawn(axes[0], "chains", "share", name=name, label=TITLES[name], **style)
         drawn(axes[1], "chains", "rhat_median", name=name, label=TITLES[name], **style)
         drawn(axes[1], "chains", "weight_rhat_median", name=name, ls=":", mfc="none", **style)
-        drawn(axes[2], "temperature", "mean", name=name, label=TITLES[name], **style)
+        drawn(axes[2], "temperature", "kinetic", name=name, label=TITLES[name], **style)
+        drawn(axes[2], "temperature", "mean", name=name, ls=":", mfc="none", **style)
     axes[0].set(ylabel="share of predictive variance\nbetween chains", ylim=(0, 1))
     axes[1].set(ylabel="median R-hat: solid of the function,\ndotted of the weights")
-    axes[2].set(ylabel="measured temperature / $T$")
+    axes[2].set(ylabel="measured temperature / $T$: solid\nof the momenta, dotted of the weights")
     axes[1].axhline(1, color="0.6", lw=0.8)
     axes[2].axhline(1, color="0.6", lw=0.8)
     for ax in axes:
@@ -115,12 +129,13 @@ def draw_chains(results: dict[str, Any], problems: tuple[str, ...] = ("auto_mpg"
 
 
 def table(results: dict[str, Any], problem: str, score: str) -> dict[str, str]:
-    """Mean over seeds ± standard error of a score, for every temperature and method."""
-    cells = results["problems"][problem]
-    names = [*temperatures(cells)[::-1], *METHODS]
-    found = {name: over_seeds(cells, name, score) for name in names}
-    shown = {name: mean_and_error(values) for name, values in found.items() if len(values)}
-    return {
-        METHODS[name][0] if name in METHODS else f"T = {name}": f"{mean:.3f} ± {error:.3f}"
-        for name, (mean, error) in shown.items()
-    }
+    """Mean over seeds of a score, and its difference from temperature 1 ± standard error, for every temperature and method."""
+    cells, shown = results["problems"][problem], {}
+    warm = over_seeds(cells, "1", score)
+    for name in [*temperatures(cells)[::-1], *METHODS]:
+        values = over_seeds(cells, name, score)
+        if 0 < len(values) == len(warm):
+            difference, error = float((values - warm).mean()), standard_error(values, warm)
+            title = METHODS[name][0] if name in METHODS else f"T = {name}"
+            shown[title] = f"{values.mean():.3f}" + ("" if name == "1" else f" ({difference:+.3f} ± {error:.3f})")
+    return shown

@@ -96,7 +96,7 @@ PROBLEMS = {
         "digits_unit", digits, 1197, 600, 100, classifier, categorical, 0.01, 20.0, 6000, 100, "layers.1", None
     ),
     "mnist": Problem(
-        "mnist", mnist, 10_000, 10_000, 100, mnist_classifier, categorical, 0.002, 20.0, 4000, 50, "layers.1", 2.0
+        "mnist", mnist, 10_000, 2000, 100, mnist_classifier, categorical, 0.002, 20.0, 4000, 25, "layers.1", 4.0
     ),
 }
 
