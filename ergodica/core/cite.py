@@ -69,6 +69,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Variance Reduction in Stochastic Gradient {L}angevin Dynamics},
   booktitle = {Advances in Neural Information Processing Systems 29}, year = {2016}
 }""",
+    "dong2022": """@article{dong2022,
+  author = {Dong, Jinshuo and Roth, Aaron and Su, Weijie J.},
+  title = {Gaussian Differential Privacy},
+  journal = {Journal of the Royal Statistical Society Series B}, volume = {84}, number = {1}, pages = {3--37}, year = {2022}
+}""",
     "duane1987": """@article{duane1987,
   author = {Duane, Simon and Kennedy, A. D. and Pendleton, Brian J. and Roweth, Duncan},
   title = {Hybrid {Monte Carlo}},
@@ -130,6 +135,16 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Variational Inference for {Monte Carlo} Objectives},
   booktitle = {Proceedings of the 33rd International Conference on Machine Learning}, pages = {2188--2196}, year = {2016}
 }""",
+    "mohamed2020": """@article{mohamed2020,
+  author = {Mohamed, Shakir and Rosca, Mihaela and Figurnov, Michael and Mnih, Andriy},
+  title = {{Monte Carlo} Gradient Estimation in Machine Learning},
+  journal = {Journal of Machine Learning Research}, volume = {21}, number = {132}, pages = {1--62}, year = {2020}
+}""",
+    "pflug1989": """@article{pflug1989,
+  author = {Pflug, Georg Ch.},
+  title = {Sampling Derivatives of Probabilities},
+  journal = {Computing}, volume = {42}, pages = {315--328}, year = {1989}
+}""",
     "pillutla2022": """@article{pillutla2022,
   author = {Pillutla, Krishna and Kakade, Sham M. and Harchaoui, Zaid},
   title = {Robust Aggregation for Federated Learning},
@@ -161,6 +176,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Gradient Estimation Using Stochastic Computation Graphs},
   booktitle = {Advances in Neural Information Processing Systems 28}, year = {2015}
 }""",
+    "titsias2015": r"""@inproceedings{titsias2015,
+  author = {Titsias, Michalis K. and L{\'a}zaro-Gredilla, Miguel},
+  title = {Local Expectation Gradients for Black Box Variational Inference},
+  booktitle = {Advances in Neural Information Processing Systems 28}, year = {2015}
+}""",
     "tucker2019": """@inproceedings{tucker2019,
   author = {Tucker, George and Lawson, Dieterich and Gu, Shixiang and Maddison, Chris J.},
   title = {Doubly Reparameterized Gradient Estimators for {Monte Carlo} Objectives},
@@ -170,6 +190,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Vollmer, Sebastian J. and Zygalakis, Konstantinos C. and Teh, Yee Whye},
   title = {Exploration of the (Non-)Asymptotic Bias and Variance of Stochastic Gradient {L}angevin Dynamics},
   journal = {Journal of Machine Learning Research}, volume = {17}, number = {159}, pages = {1--48}, year = {2016}
+}""",
+    "wang2024": """@inproceedings{wang2024,
+  author = {Wang, Shiqiang and Ji, Mingyue},
+  title = {A Lightweight Method for Tackling Unknown Participation Statistics in Federated Averaging},
+  booktitle = {International Conference on Learning Representations}, year = {2024}
 }""",
     "welford1962": """@article{welford1962,
   author = {Welford, B. P.},

@@ -306,6 +306,22 @@ ESTIMATORS += [
     ),
 ]
 
+ESTIMATORS += [
+    EstimatorRow(
+        "PrivateConducive",
+        lambda p: erg.estimators.PrivateConducive(conducive_of(p, None), 0.2, 0.5),
+        "PrivateConducive",
+        works_without_data=False,
+        streams=False,
+        unbiased=False,
+        bad_input=(
+            lambda p: erg.estimators.PrivateConducive(conducive_of(p), 2.0, 0.5),
+            ValueError,
+            "gradient must use all rows of a client; got batch_size",
+        ),
+    ),
+]
+
 # --- kernels -------------------------------------------------------------------------------------------------------
 
 

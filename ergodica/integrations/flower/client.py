@@ -18,12 +18,13 @@ from ergodica.integrations.flower.study import Study
 from ergodica.run.orders import Reply, Visit
 
 
-def client_app(study: Study, load: Callable[[Any], PyTree]) -> Any:
+def client_app(study: Study | Callable[[Any], Study], load: Callable[[Any], PyTree]) -> Any:
     """Make the ClientApp of a study, which is the same at all sites.
 
     Parameters
     ----------
-    study : Study
+    study : Study or callable
+        As at the server: ``study(context) -> Study`` may read the run's configuration, which all sites are sent.
     load : callable
         ``load(context) -> rows``: the site's own data, found by what its SuperNode was started with (``context.node_config``).
 
@@ -51,27 +52,30 @@ def client_app(study: Study, load: Callable[[Any], PyTree]) -> Any:
 
     app = ClientApp()
 
+    def of(context: Any) -> Study:
+        return study if isinstance(study, Study) else study(context)
+
     @app.query("hello")
     def hello(message: Any, context: Any) -> Any:
-        content = RecordDict({"site": ConfigRecord({"name": _name(study, context)})})
+        content = RecordDict({"site": ConfigRecord({"name": _name(of(context), context)})})
         return Message(content, reply_to=message)
 
     @app.query("expand")
     def expand(message: Any, context: Any) -> Any:
         keep_compiled_programs(context)
-        name, posterior = _name(study, context), study.make(load(context))
-        centre = _position(study, messages.from_arrays(message.content.array_records["theta"]))
-        expansion = study.expand(posterior, study.names.index(name), centre)
+        ours = of(context)
+        name, posterior = _name(ours, context), ours.make(load(context))
+        centre = _position(ours, messages.from_arrays(message.content.array_records["theta"]))
+        expansion = ours.expand(posterior, ours.names.index(name), centre)
         return Message(messages.encode_expansion(name, expansion), reply_to=message)
 
     @app.train("visit")
     def visit(message: Any, context: Any) -> Any:
         keep_compiled_programs(context)
         visits, surrogates = messages.decode_visits(message.content)
-        posterior, secret = study.make(load(context)), _secret(context)
-        return Message(
-            messages.encode_replies(make_visits(study, posterior, visits, surrogates, secret)), reply_to=message
-        )
+        ours = of(context)
+        replies = make_visits(ours, ours.make(load(context)), visits, surrogates, _secret(context))
+        return Message(messages.encode_replies(replies), reply_to=message)
 
     return app
 

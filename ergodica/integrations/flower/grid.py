@@ -43,7 +43,8 @@ class GridTransport:
         self._online: dict[int, int] = {}
         self._looked = -np.inf
         self._hellos: dict[str, int] = {}
-        self._strangers: set[int | None] = set()
+        self._claims: dict[int, int] = {}
+        self._strangers: set[int] = set()
         self._asked: dict[str, tuple[int, tuple[str, ...], float]] = {}
         self._queries: dict[str, int] = {}
 
@@ -120,19 +121,21 @@ class GridTransport:
         from flwr.app import RecordDict
 
         self._looked = time.monotonic()
-        nodes = {n.node_id: getattr(n, "public_key", "") for n in self.grid.get_nodes()}
+        nodes = {n.node_id: n.public_key for n in self.grid.get_nodes()}
         self._online = {c: n for c, n in self._online.items() if n in nodes}
-        by_key = {_plain(pem): self.study.names.index(name) for name, pem in self.study.keys.items()}
+        by_key = {_plain(key): self.study.names.index(name) for name, key in self.study.keys.items()}
         for node, key in nodes.items():
-            if node in self._client_of:
-                self._admit(node, self._client_of[node])
+            if node in self._claims:
+                self._admit(node, self._claims[node])
             elif _plain(key) in by_key:
                 self._admit(node, by_key[_plain(key)])
             elif node not in self._strangers and node not in self._hellos.values():
                 self._hellos[self._push(RecordDict(), messages.HELLO, node)] = node
         for reply in self.grid.pull_messages(list(self._hellos)) if self._hellos else ():
             node = self._hellos.pop(reply.metadata.reply_to_message_id, None)
-            name = None if node is None or reply.has_error() else _said(reply.content)
+            if node is None or (reply.has_error() and reply.error.code not in _FAULTS_OF_APP):
+                continue  # it went offline before it answered
+            name = None if reply.has_error() else _said(reply.content)
             if name not in self.study.names or name in self.study.keys:
                 logger.warning("SuperNode %s is none of the clients, or has not the key of one: %r", node, name)
                 self._strangers.add(node)
@@ -140,6 +143,7 @@ class GridTransport:
                 self._admit(node, self.study.names.index(name))
 
     def _admit(self, node: int, client: int) -> None:
+        self._claims[node] = client
         if self._online.get(client, node) != node:
             return  # the name is taken, as long as the node that has it is online
         if self._client_of.get(node) is None:
@@ -155,8 +159,15 @@ def _said(content: Any) -> str | None:
         return None
 
 
-def _plain(pem: str) -> str:
-    """A public key without the form in which it is written."""
-    return "".join(
-        line for line in pem.split() if line and "-----" not in line and line not in ("BEGIN", "END", "PUBLIC", "KEY")
+def _plain(key: str | bytes) -> bytes:
+    """A public key, PEM or as of ssh-keygen, without the form in which it is written; empty where there is none."""
+    from cryptography.hazmat.primitives import serialization
+
+    raw = key.encode() if isinstance(key, str) else key
+    if not raw:
+        return b""
+    read = (
+        serialization.load_ssh_public_key if raw.startswith((b"ssh-", b"ecdsa-")) else serialization.load_pem_public_key
     )
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return read(raw).public_bytes(*form)

@@ -32,7 +32,7 @@ _CONVERGED = 0.05
 
 
 def server_app(
-    study: Study,
+    study: Study | Callable[[Any], Study],
     *,
     journal: str | os.PathLike | None = None,
     output: str | os.PathLike | None = None,
@@ -43,7 +43,8 @@ def server_app(
 
     Parameters
     ----------
-    study : Study
+    study : Study or callable
+        Or ``study(context) -> Study``, which may read the run's configuration.
     journal : path, optional
         Where accepted visits are written down. Run the same app again after whatever ended it, with the same journal, and it
         goes on. The entry ``journal`` of the run's configuration, where there is one, is taken instead.
@@ -71,7 +72,8 @@ def server_app(
     def main(grid: Any, context: Any) -> None:
         config = context.run_config
         where = config.get("journal") or journal
-        datatree = run_study(study, GridTransport(grid, study), where, give_up_after)
+        ours = study if isinstance(study, Study) else study(context)
+        datatree = run_study(ours, GridTransport(grid, ours), where, give_up_after)
         target = config.get("output") or output
         if target:
             datatree.to_netcdf(target, engine="h5netcdf")
