@@ -8,6 +8,9 @@ from ergodica.diagnostics.expectation import weighted_mean as weighted_mean
 from ergodica.diagnostics.function_space import chain_disagreement as chain_disagreement
 from ergodica.diagnostics.function_space import function_draws as function_draws
 from ergodica.diagnostics.gradients import compare_gradients as compare_gradients
+from ergodica.diagnostics.held_out import HeldOutSums as HeldOutSums
+from ergodica.diagnostics.held_out import combine_held_out as combine_held_out
+from ergodica.diagnostics.held_out import held_out_sums as held_out_sums
 from ergodica.diagnostics.plots import plot_running_temperature as plot_running_temperature
 from ergodica.diagnostics.plots import plot_temperature as plot_temperature
 from ergodica.diagnostics.predictive import crps as crps
@@ -22,16 +25,19 @@ from ergodica.diagnostics.scoring import expected_calibration_error as expected_
 __all__ = [
     "Check",
     "Diagnosis",
+    "HeldOutSums",
     "binomial_interval",
     "brier_score",
     "calibration",
     "chain_disagreement",
+    "combine_held_out",
     "compare_gradients",
     "crps",
     "crps_gaussian_mixture",
     "diagnose",
     "expected_calibration_error",
     "function_draws",
+    "held_out_sums",
     "plot_running_temperature",
     "plot_temperature",
     "predictive",

@@ -99,7 +99,7 @@ def predictive(
             _simulate(key, dt, posterior, data, batch_size)
         )
     if log_likelihood:
-        values = _pointwise(dt, posterior, data, batch_size)
+        values = pointwise_log_likelihood(dt, posterior, data, batch_size)
         if held_out:
             probabilities = {
                 name: class_probabilities(
@@ -257,7 +257,10 @@ def _simulate(key: Key, dt: "xr.DataTree", posterior: Posterior, data: PyTree, b
     return posterior.source.predictive(key, _samples(dt), data=_for_source(posterior, data), batch_size=batch_size)
 
 
-def _pointwise(dt: "xr.DataTree", posterior: Posterior, data: PyTree, batch_size: int) -> dict[str, np.ndarray]:
+def pointwise_log_likelihood(
+    dt: "xr.DataTree", posterior: Posterior, data: PyTree, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Log likelihood of every datum under every draw, by site: (chain, draw, N)."""
     if posterior.source is not None:
         values = posterior.source.log_likelihood(_samples(dt), data=_for_source(posterior, data), batch_size=batch_size)
         return {site: np.asarray(value, float) for site, value in values.items()}
