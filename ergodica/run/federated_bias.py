@@ -80,7 +80,9 @@ class PredictedFederation:
             f"With {steps} local steps the posterior sd will be {1 + self.inflation[worst]:.3g} times what it should be "
             f"({self.names[worst]}, the worst of {len(self.names)}): {1 + self.one_step[worst]:.3g} with one local step, "
             f"{1 + self.at_best[worst]:.3g} with exact surrogates.",
-            f"The mean will be off by {self.shift[moved]:+.2g} posterior sd ({self.names[moved]}).",
+            "The mean will be right."
+            if abs(self.shift[moved]) < 5e-4
+            else f"The mean will be off by {self.shift[moved]:+.2g} posterior sd ({self.names[moved]}).",
             f"Of what sets the clients' gradients apart (mean square) surrogates leave {self.misfit.min():.2g} to "
             f"{self.misfit[poorest]:.2g}, most at client {self.clients[poorest]!r}.",
         ]

@@ -107,7 +107,7 @@ class Federated(AbstractKernel):
     >>> gradient = erg.estimators.Conducive(erg.Shards(posterior, [0, 0, 1, 1, 1, 2]), batch_size=2)
     >>> sampler = Federated(erg.samplers.SGLD(gradient, 0.01), local_steps=5)
     >>> dt = erg.sample(jax.random.key(0), sampler, num_samples=100, num_warmup=0, num_chains=2)
-    >>> dt.sample_stats["visit"].values[0, [0, 4, 5, 99]].tolist()
+    >>> dt.sample_stats["visit_index"].values[0, [0, 4, 5, 99]].tolist()
     [0, 0, 1, 19]
     """
 
@@ -147,7 +147,7 @@ class Federated(AbstractKernel):
         inner = state.inner._replace(gradient=tree.select(over, at_next, state.inner.gradient))
         inner, info = self.kernel.step(key, inner, batch)
         step = jnp.where(over, 0, state.step) + 1
-        report = _report(type(info)._fields)(*info, client=client, visit=visit)
+        report = _report(type(info)._fields)(*info, client_index=client, visit_index=visit)
         return FederatedState(inner, client, visit, step, state.words, state.chain), report
 
     def probe(self, key: Key, state: FederatedState) -> Estimate | None:
@@ -218,7 +218,7 @@ def arrive(kernel: AbstractGradientKernel, state: Any) -> Any:
 @functools.cache
 def _report(fields: tuple[str, ...]) -> type:
     """The info of a kernel, with where its chain was."""
-    return namedtuple("FederatedInfo", (*fields, "client", "visit"))
+    return namedtuple("FederatedInfo", (*fields, "client_index", "visit_index"))
 
 
 def check_kernel(kernel: Any) -> AbstractGradientKernel:

@@ -462,7 +462,7 @@ def _federated(kernel: Callable, local_steps: Any, schedule: str = "independent"
 KERNELS += [
     KernelRow(
         "Federated",
-        _federated(erg.samplers.SGLD, 3),
+        _federated(erg.samplers.SGLD, (1, 2, 3)),
         "Federated-SGLD",
         ("step_size", "temperature"),
         streams=False,
@@ -476,17 +476,6 @@ KERNELS += [
         streams=False,
         works_without_data=False,
         independent_chains=False,
-    ),
-    KernelRow(
-        "Federated",
-        _federated(
-            lambda gradient, step_size, **options: erg.samplers.PreconditionedSGLD(gradient, step_size, 2, **options),
-            (1, 2, 3),
-        ),
-        "Federated-PreconditionedSGLD",
-        ("step_size", "temperature", "decay", "damping"),
-        streams=False,
-        works_without_data=False,
     ),
 ]
 # Kernels made by `from_blackjax` belong here too, with ``streams=False, probes=False``: they are rows like any other.

@@ -34,13 +34,14 @@ def exact_surrogates(shards, *, precision_factor=1.0, mean_shift=0.0):
     return erg.estimators.GaussianSurrogates(means + mean_shift, precision_factor * sizes)
 
 
-def regression_shards(sizes=(5, 9, 4), num_parameters=3, noise=0.7, seed=21):
+def regression_shards(sizes=(5, 9, 4), num_parameters=3, noise=0.7, seed=21, mixing=None):
     """Linear regression with correlated covariates, a prior that is not centred, and clients that disagree."""
     rng = np.random.default_rng(seed)
     count = sum(sizes)
     client = np.repeat(np.arange(len(sizes)), sizes)
+    normals = rng.normal(size=(count, num_parameters))
     x = (
-        rng.normal(size=(count, num_parameters)) @ rng.normal(size=(num_parameters, num_parameters))
+        normals @ (rng.normal(size=(num_parameters, num_parameters)) if mixing is None else mixing)
         + client[:, None] / 2
     )
     y = x @ rng.normal(size=num_parameters) + client + noise * rng.normal(size=count)
