@@ -31,7 +31,7 @@ class Draws(NamedTuple):
 
 @dataclass
 class Chain:
-    """Where a chain is: its state, the visit under way, and the client that has it."""
+    """Where a chain is: its state, the visit under way, the client that has it, and since when it has been sent, or waits."""
 
     state: tuple[np.ndarray, ...]
     visit: int = 0
@@ -40,6 +40,7 @@ class Chain:
     client: int = -1
     share: float = 1.0
     sent: float | None = None
+    absent: float | None = None
 
 
 class RoundsError(RuntimeError):
@@ -133,13 +134,16 @@ class Rounds:
         for c, chain in enumerate(self.chains):
             if chain.visit == self.plan.num_visits:
                 continue
-            if chain.sent is None and chain.client not in available:
-                chain.sent = now  # the wait for an absent client begins
-            if chain.sent is None or now - chain.sent < self.plan.patience:
+            if chain.sent is not None or chain.client in available:
+                chain.absent = None
+            elif chain.absent is None:
+                chain.absent = now
+            since = chain.absent if chain.sent is None else chain.sent
+            if since is None or now - since < self.plan.patience:
                 continue
             if self.plan.absent == "redraw" and others:
                 self._reassign(c, "no answer", others)
-            chain.sent = None
+            chain.sent = chain.absent = None
 
     def offer(self, reply: Reply) -> str:
         """Take a reply: ``"accepted"``, or why it is refused."""

@@ -80,13 +80,17 @@ class Network:
             )
 
     def node(self, name, key=None, **config):
-        """Start a SuperNode."""
-        config = {"name": name, "cache": str(self.folder / "compiled"), **config}
+        """Start the SuperNode of a client."""
+        self.start_node(name, key, name=name, **config)
+
+    def start_node(self, process, key, **config):
+        """Start a SuperNode that says of itself what it wants."""
+        config = {"cache": str(self.folder / "compiled"), **config}
         tls = ["--root-certificates", str(self.secure["ca"])] if self.secure else ["--insecure"]
         tls += ["--auth-supernode-private-key", str(key)] if key else []
         said = " ".join(f'{k}="{v}"' for k, v in config.items())
         where = ["--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()), "--node-config", said]
-        self.start(name, ["flower-supernode", *tls, *where])
+        self.start(process, ["flower-supernode", *tls, *where])
 
     def kill(self, name, how=signal.SIGKILL):
         """End a process and all that it has started."""
@@ -99,10 +103,10 @@ class Network:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(20)
 
-    def cli(self, *arguments, check=True):
+    def cli(self, *arguments, check=True, plain=False):
         """Call ``flwr`` and read its JSON."""
         done = subprocess.run(
-            [str(BIN / "flwr"), *arguments, "--format", "json"],
+            [str(BIN / "flwr"), *arguments, *([] if plain else ["--format", "json"])],
             env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=180,
         )  # fmt: skip
         if check and done.returncode:
@@ -126,3 +130,53 @@ class Network:
                 logs = "\n".join(f"== {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*.log")))
                 raise AssertionError(f"{seconds:.0f} s have passed and it is not so that {what}.\n{logs}")
             time.sleep(0.5)
+
+
+def certificates(folder):
+    """Make a certificate authority and a certificate of 127.0.0.1, as the page on networks does with openssl."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC)
+    authority, own = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    name, subject = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, n)]) for n in ("test authority", "127.0.0.1")
+    )
+
+    def certificate(of, key, ca):
+        builder = x509.CertificateBuilder().issuer_name(name).subject_name(of).public_key(key.public_key())
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(2))
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        hosts = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        return builder.sign(authority, hashes.SHA384()).public_bytes(serialization.Encoding.PEM)
+
+    (folder / "ca.crt").write_bytes(certificate(name, authority, True))
+    (folder / "server.pem").write_bytes(certificate(subject, own, False))
+    (folder / "server.key").write_bytes(_private(own, serialization.PrivateFormat.PKCS8))
+    return {"ca": folder / "ca.crt", "cert": folder / "server.pem", "key": folder / "server.key"}
+
+
+def key_pair(folder, name):
+    """Make the key of a SuperNode, as ``ssh-keygen -t ecdsa -b 384`` does; give the path of the private one."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP384R1())
+    (folder / name).write_bytes(_private(key, serialization.PrivateFormat.OpenSSH))
+    form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(*form) + b"\n")
+    return folder / name
+
+
+def _private(key, form):
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())

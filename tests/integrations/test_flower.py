@@ -98,3 +98,30 @@ def check_messages(messages):
             keys = {"order": numbers, "answer": {"id", "error"}, "site": {"name"}}[name.split(".")[0]]
             assert set(values) == keys
     assert seen == set(allowed)
+
+
+def test_tls_and_authenticated_nodes(tmp_path):
+    """With TLS on the SuperLink and a registered key for each SuperNode, the study runs; two that want in do not get in.
+
+    One has a key that is not registered, and cannot connect. The other's key is registered, but it is not that of the client
+    whose name it claims, and it is sent no order.
+    """
+    secure, keys = flower_network.certificates(tmp_path / "tls"), tmp_path / "keys"
+    private = {name: flower_network.key_pair(keys, name) for name in (*NAMES, "mallory", "stranger")}
+    journal, output, record = (tmp_path / n for n in ("journal", "result.nc", "messages.jsonl"))
+    config = {"journal": str(journal), "output": str(output), "record": str(record), "keys": str(keys), "visits": 2}
+    with flower_network.Network(tmp_path, secure) as network:
+        for name in (*NAMES, "mallory"):
+            network.cli("supernode", "register", str(keys / f"{name}.pub"), "local")
+        for name in NAMES:
+            network.node(name, private[name])
+        network.start_node("mallory", private["mallory"], name="south")
+        network.start_node("stranger", private["stranger"], name="south")
+        run = network.run(APP, **config)
+        network.wait(output.exists, 1500, "there is a result")
+        said = network.cli("log", run, "local", "--show", check=False, plain=True)["text"]
+        refused = (tmp_path / "stranger.log").read_text()
+    assert len(visits_of(journal)) == 6
+    assert "is none of the clients, or has not the key of one: 'south'" in said
+    assert "ERROR" in refused
+    assert "SuperNode ID" not in refused

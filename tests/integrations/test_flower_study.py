@@ -157,6 +157,8 @@ def test_a_secret_makes_keys_that_the_order_does_not_tell():
         ({"shares": "sizes"}, "shares"),
         ({"shares": [0.5, 0.5]}, "clients|shape|broadcast"),
         ({"covariance": "low"}, "covariance"),
+        ({"max_norm": 1.0}, "batch_size=None"),
+        ({"noise_multiplier": 1.0}, "needs max_norm"),
         ({"keys": {"east": "…"}}, "east"),
     ],
 )

@@ -101,6 +101,14 @@ class TestAbsentClients:
         transport.present = {0, 1, 2}  # it comes back
         np.testing.assert_array_equal(positions(run(rounds, transport)), positions(run(small(), Perfect(clients))))
 
+    def test_who_comes_back_is_sent_the_visit_at_once(self):
+        rounds = small(patience=100.0)
+        clients = {chain.client for chain in rounds.chains}
+        rounds.expire(set(), 0.0)
+        assert rounds.issue(set(), 0.0) == []
+        rounds.expire(clients, 1.0)
+        assert len(rounds.issue(clients, 1.0)) == 3
+
     def test_redrawn_visits_make_the_run_go_on_and_stale_answers_are_refused(self):
         rounds = small(absent="redraw")
         transport = Perfect(three(), present={0, 2})

@@ -149,7 +149,7 @@ def identity(study: Study) -> dict[str, str]:
     plan = study.plan()
     arrays = {name: getattr(plan, name).tolist() for name in ("probabilities", "shares", "local_steps")}
     numbers = ("num_visits", "num_warmup", "num_chains", "stride", "seed", "absent", "estimate_shares")
-    of_study = ("names", "batch_size", "strength", "covariance", "false_rejection", "slack")
+    of_study = ("names", "batch_size", "strength", "covariance", "max_norm", "noise_multiplier")
     settings = {**arrays, **{n: getattr(plan, n) for n in numbers}, **{n: getattr(study, n) for n in of_study}}
     shapes = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(study.start())]
     posterior = study.posterior()

@@ -16,6 +16,7 @@ from ergodica.core.shards import Shards
 from ergodica.core.types import Position, PyTree
 from ergodica.estimators.federated.conducive import Conducive
 from ergodica.estimators.federated.fit import laplace_surrogates
+from ergodica.estimators.federated.private import PrivateConducive
 from ergodica.estimators.federated.surrogates import GaussianSurrogates, Natural
 from ergodica.run.admission import DisplacementBound
 from ergodica.run.federated_law import client_steps
@@ -65,6 +66,9 @@ class Study:
         Rows a gradient; all of the site's unless given.
     strength : float
         Of the conducive gradient: 1 is FSGLD, 0 is DSGLD.
+    max_norm, noise_multiplier : float
+        Given ``max_norm``, gradients are clipped and noised (`ergodica.estimators.PrivateConducive`), which needs all rows:
+        ``batch_size=None``. Surrogates are not covered.
     covariance : {"full", "diagonal"}
         Precision matrices of the surrogates, or their diagonals.
     initial : position, optional
@@ -110,6 +114,8 @@ class Study:
     estimate_shares: Literal["never", "warmup", "always"] = "never"
     patience: float = 600.0
     max_refusals: int = 3
+    max_norm: float | None = None
+    noise_multiplier: float = 0.0
     false_rejection: float = 1e-6
     slack: float = 1.0
     largest_precision: float = np.inf
@@ -124,6 +130,10 @@ class Study:
             raise ValueError(f"names must be of two clients or more, and differ; got {self.names}.")
         if unknown := set(self.keys) - set(self.names):
             raise ValueError(f"keys must be those of clients, {self.names}; got some of {sorted(unknown)}.")
+        if self.max_norm is not None and self.batch_size is not None:
+            raise ValueError(f"max_norm needs all rows of a site at each step, batch_size=None; got {self.batch_size}.")
+        if self.max_norm is None and self.noise_multiplier:
+            raise ValueError("noise_multiplier needs max_norm: noise hides only what is bounded.")
         self.plan()  # raises where the rest does not fit
 
     def plan(self) -> Plan:
@@ -176,7 +186,9 @@ class Study:
         noise = np.asarray(spread, np.float64) * (posterior.num_data**2 / (self.batch_size or np.inf))
         return Expansion(linear, precision, noise if self.covariance == "full" else np.diag(noise))
 
-    def gradient(self, posterior: Posterior, share: float, centre: Position, own: Natural, total: Natural) -> Conducive:
+    def gradient(
+        self, posterior: Posterior, share: float, centre: Position, own: Natural, total: Natural
+    ) -> Conducive | PrivateConducive:
         """The gradient of a site, from its own data, its surrogate and the sum of all."""
         shards = Shards(posterior, np.zeros(posterior.num_data, int))
         of_one = GaussianSurrogates.expansion(centre, own.linear[None], own.precision[None])
@@ -186,7 +198,7 @@ class Study:
         gradient = Conducive(shards, surrogates, self.batch_size, strength=self.strength)
         object.__setattr__(gradient, "probabilities", jnp.full((1,), share, dtype))  # as `Conducive.only` leaves it
         object.__setattr__(gradient, "sole", False)
-        return gradient
+        return gradient if self.max_norm is None else PrivateConducive(gradient, self.max_norm, self.noise_multiplier)
 
     def site(self, posterior: Posterior, share: float, centre: Position, own: Natural, total: Natural) -> Site:
         """What makes the visits to a client."""
@@ -224,7 +236,8 @@ class Study:
         f = plan.shares[:, None]
         of_client = (1 - alpha) * b / f + alpha * b.sum(0) + left * gradient
         curvatures = (1 - alpha) * P / f[..., None] + alpha * P.sum(0) + left * curvature
-        noise = np.stack([_matrix(e.noise) for e in expansions]) / f[..., None] ** 2
+        added = (self.noise_multiplier * (self.max_norm or 0.0)) ** 2 * np.eye(size)
+        noise = (np.stack([_matrix(e.noise) for e in expansions]) + added) / f[..., None] ** 2
         at = np.asarray(ravel_pytree(centre)[0], np.float64)
         steps = client_steps(example.kernel, centre, curvatures, of_client + curvatures @ at, noise)
         return DisplacementBound(

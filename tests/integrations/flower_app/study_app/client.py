@@ -1,13 +1,22 @@
 """The owners' side."""
 
+import pathlib
+
 from ergodica.integrations.flower import client_app
-from tests.integrations.federated_study import rows, study
+from tests.integrations.federated_study import NAMES, rows, study
 
 
 def of(context):
-    config = context.run_config
+    config, keys = context.run_config, {}
+    if config["keys"]:
+        keys = {name: (pathlib.Path(config["keys"]) / f"{name}.pub").read_text() for name in NAMES}
     return study(
-        num_visits=config["visits"], local_steps=config["local-steps"], stride=20, patience=config["patience"], seed=21
+        keys=keys,
+        num_visits=config["visits"],
+        local_steps=config["local-steps"],
+        stride=20,
+        patience=config["patience"],
+        seed=21,
     )
 
 
