@@ -91,6 +91,7 @@ SITES = [
         "w",
         refused=("z", _elbo, 4, "derivatives through the value are wrong"),
     ),
+    SiteRow("MeasureValued", erg.estimators.MeasureValued, "MeasureValued", "z"),
     SiteRow("Reparam", lambda: erg.estimators.Reparam(stl=True), "Reparam-stl", "w"),
     SiteRow("Reparam", lambda: erg.estimators.Reparam(stl=True), "Reparam-dreg", "w", _iwelbo),
     SiteRow(

@@ -7,6 +7,7 @@ from ergodica.estimators.variational.expectation import expectation_gradient
 from ergodica.estimators.variational.facts import SiteError
 from ergodica.estimators.variational.gradient import VariationalGradient
 from ergodica.estimators.variational.iwelbo import IWELBO
+from ergodica.estimators.variational.measure_valued import MeasureValued
 from ergodica.estimators.variational.reparam import Reparam
 from ergodica.estimators.variational.score import VIMCO, LeaveOneOut, Score
 from ergodica.estimators.variational.site import AbstractSiteEstimator
@@ -18,6 +19,7 @@ __all__ = [
     "AbstractSiteEstimator",
     "Enumerate",
     "LeaveOneOut",
+    "MeasureValued",
     "MovingAverage",
     "Network",
     "Reparam",
