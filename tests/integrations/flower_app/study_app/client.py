@@ -14,7 +14,8 @@ def of(context):
         keys=keys,
         num_visits=config["visits"],
         local_steps=config["local-steps"],
-        stride=20,
+        stride=config["stride"],
+        num_chains=config["chains"],
         patience=config["patience"],
         seed=21,
     )

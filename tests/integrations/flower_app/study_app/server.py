@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 from flwr.serverapp import ServerApp
 
@@ -37,7 +38,14 @@ class Recording:
         return found
 
     def write(self, way, message):
-        line = {"way": way, "type": message.metadata.message_type, "arrays": {}, "configs": {}, "metrics": []}
+        line = {
+            "at": time.time(),
+            "way": way,
+            "type": message.metadata.message_type,
+            "arrays": {},
+            "configs": {},
+            "metrics": [],
+        }
         if message.has_content():
             content = message.content
             for name, record in content.array_records.items():
