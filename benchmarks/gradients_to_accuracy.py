@@ -119,13 +119,15 @@ def accuracy(names: list[str], methods: list[str] | None, record: dict[str, Any]
             output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def seconds(record: dict[str, Any], output: pathlib.Path, repeats: int, num_calls: int) -> None:
+def seconds(
+    record: dict[str, Any], methods: list[str] | None, output: pathlib.Path, repeats: int, num_calls: int
+) -> None:
     """Time of a call of each method at its settings, for one chain with running moments; ratios are within a repeat."""
     for name, of_problem in record["problems"].items():
         problem, runs = PROBLEMS[name](), {}
         for method, family in families(problem).items():
             row = of_problem["methods"].get(method)
-            if row is not None:
+            if row is not None and (methods is None or method in methods):
                 made = family.make(row["step_size"], row["friction"], row["inner_steps"])
                 runs[method] = one_chain(made, problem, num_calls)
         times: dict[str, list[float]] = {method: [] for method in runs}
@@ -179,7 +181,7 @@ def main() -> None:
     if arguments.output.exists() and not arguments.fresh:
         record = json.loads(arguments.output.read_text())
     if arguments.seconds:
-        seconds(record, arguments.output, arguments.repeats, arguments.calls)
+        seconds(record, arguments.methods, arguments.output, arguments.repeats, arguments.calls)
     else:
         accuracy(arguments.problems, arguments.methods, record, arguments.output)
     for name, problem in record["problems"].items():
