@@ -31,9 +31,15 @@ def temperatures(problem: dict[str, Any]) -> list[str]:
     return sorted(names, key=float)
 
 
+def complete_seeds(problem: dict[str, Any]) -> list[dict[str, Any]]:
+    """Seeds for which everything was run: means are over these."""
+    wanted = {*temperatures(problem), *METHODS}
+    return [seed for seed in problem["seeds"].values() if wanted <= seed.keys()]
+
+
 def over_seeds(problem: dict[str, Any], name: str, score: str, column: int = 0) -> np.ndarray:
-    """A score of a cell in every seed that has it."""
-    cells = [seed[name]["scores"] for seed in problem["seeds"].values() if name in seed]
+    """A score of a cell in every seed that is complete."""
+    cells = [seed[name]["scores"] for seed in complete_seeds(problem)]
     return np.array([cell[score][column] for cell in cells if score in cell], float)
 
 
@@ -104,7 +110,7 @@ def draw_chains(results: dict[str, Any], problems: tuple[str, ...] = ("auto_mpg"
         x, style = np.array([float(t) for t in names]), {"color": f"C{i}", "marker": "osD"[i], "ms": 4, "capsize": 2}
 
         def drawn(ax: Any, group: str, key: str, x: np.ndarray = x, names: list[str] = names, **look: Any) -> None:
-            seeds = [s for s in results["problems"][look.pop("name")]["seeds"].values() if all(t in s for t in names)]
+            seeds = complete_seeds(results["problems"][look.pop("name")])
             values = np.array([[s[t][group][key] for t in names] for s in seeds])
             spread = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * values[0]
             ax.errorbar(x, values.mean(0), yerr=spread, **look)
@@ -137,5 +143,6 @@ def table(results: dict[str, Any], problem: str, score: str) -> dict[str, str]:
         if 0 < len(values) == len(warm):
             difference, error = float((values - warm).mean()), standard_error(values, warm)
             title = METHODS[name][0] if name in METHODS else f"T = {name}"
-            shown[title] = f"{values.mean():.3f}" + ("" if name == "1" else f" ({difference:+.3f} ± {error:.3f})")
+            spread = f" ± {error:.3f}" if len(values) > 1 else ""
+            shown[title] = f"{values.mean():.3f}" + ("" if name == "1" else f" ({difference:+.3f}{spread})")
     return shown
