@@ -140,7 +140,7 @@ def gradients_a_call(family: Family, problem: Problem, point: tuple) -> int:
 def neighbours(point: tuple, family: Family) -> list[tuple]:
     """Points one notch away: step size, friction, inner steps."""
     h, gamma, inner = point
-    near = [(h * STEP_FACTOR, gamma, inner), (h / STEP_FACTOR, gamma, inner)]
+    near = [(float(f"{h * factor:.10g}"), gamma, inner) for factor in (STEP_FACTOR, 1 / STEP_FACTOR)]
     for place, values in ((1, family.frictions), (2, family.inner)):
         at = values.index(point[place])
         near += [(*point[:place], values[i], *point[place + 1 :]) for i in (at - 1, at + 1) if 0 <= i < len(values)]
@@ -174,6 +174,7 @@ def search(family: Family, problem: Problem, key: Any, start: tuple, num_replica
             )
         return float(np.median(tried[point].gradients))
 
+    start = (float(f"{start[0]:.10g}"), *start[1:])  # so that there and back again is the same point
     here, best = start, cost(start, np.inf)
     while True:
         better = min((p for p in neighbours(here, family)), key=lambda p: cost(p, best))
