@@ -12,6 +12,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from ergodica.core.types import Key, PyTree
+from ergodica.estimators.variational.density import log_density
 from ergodica.estimators.variational.facts import base, unmasked
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.structure import GUIDE, MODEL, Program, Structure, pad
@@ -157,4 +158,4 @@ def _density(site: dict, fn: dist.Distribution, estimators: Estimators) -> Any:
     value, intermediates = site["value"], site.get("intermediates")
     if estimator is not None:
         return estimator.log_prob(fn, value, intermediates)
-    return fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    return log_density(fn, value, intermediates)

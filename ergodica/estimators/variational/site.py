@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ergodica.core.types import Key, PyTree
+from ergodica.estimators.variational.density import log_density
 from ergodica.estimators.variational.facts import Context, Distribution, Downstream, Draw, Site
 
 
@@ -55,7 +56,7 @@ class AbstractSiteEstimator(eqx.Module):
 
     def log_prob(self, fn: Distribution, value: Array, intermediates: Any = None) -> Array:
         """Log density at a value of `draw`, in the guide and in the model: a relaxation may continue it off the support."""
-        return fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+        return log_density(fn, value, intermediates)
 
     def log_weights(self, log_prob: Array) -> Array | None:  # noqa: ARG002
         """Log weights of the branches, from their log probabilities; ``None``: branch 0 is the draw, and the others are probes."""

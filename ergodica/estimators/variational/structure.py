@@ -172,7 +172,7 @@ def _site(name: str, facts: dict, upstream: dict, plates: dict, *, in_model: boo
     facts = dict(facts)
     auxiliary = facts.pop("auxiliary")
     own = plates[GUIDE.format(name)]
-    terms = tuple(label for label, sites in upstream.items() if name in sites)
+    terms = tuple(label for label in plates if name in upstream[label])
     shared = frozenset(
         p.name for p in own if all((p.name, p.dim) in {(q.name, q.dim) for q in plates[t]} for t in terms)
     )
