@@ -62,7 +62,13 @@ class TestReductions:
         assert np.any(np.asarray(positions(q, 1.0)) != np.asarray(dsgld))
 
     @pytest.mark.usefixtures("x64")
-    @pytest.mark.parametrize("make", [lambda g: SGLD(g, 0.01), lambda g: BAOAB(g, 0.1)], ids=["SGLD", "BAOAB"])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            pytest.param(lambda g: SGLD(g, 0.01), id="SGLD", marks=pytest.mark.slow),
+            pytest.param(lambda g: BAOAB(g, 0.1), id="BAOAB"),
+        ],
+    )
     def test_a_site_makes_the_steps_that_the_chain_makes(self, make):
         """Visit by visit with what each client is sent, against the chain in one process."""
         shards = regression_shards()
@@ -103,7 +109,7 @@ class TestVisits:
         both = np.outer(expected, expected) / expected.sum()
         assert np.sum((pairs - both) ** 2 / both) < chi2.isf(1e-6, 8)
 
-    @pytest.mark.parametrize("num_chains", [2, 5])
+    @pytest.mark.parametrize("num_chains", [pytest.param(2, marks=pytest.mark.slow), 5])
     def test_permutations_do_not_collide(self, num_chains):
         """Through the runner: no two chains at one client, every client once a round, a new order each round."""
         shards = gaussian_mean_shards((4,) * 5, (0.0,) * 5, (1.0,) * 5)
@@ -182,10 +188,10 @@ def _moments(x, mean):
 
 CASES = {
     # local steps, probabilities, factor on the surrogates' precision (None: no surrogates), strength, chains, steps
-    "FSGLD-1": (1, "uniform", 1.0, 1.0, 4096, 600),
     "FSGLD-wrong-20": (20, "sizes", 0.8, 1.0, 6144, 900),
 }
 SLOW_CASES = {
+    "FSGLD-1": (1, "uniform", 1.0, 1.0, 4096, 600),
     "FSGLD-200": (200, "uniform", 1.0, 1.0, 2048, 2000),
     "FSGLD-wrong-200": (200, "uniform", 0.8, 1.0, 8192, 4000),
     "DSGLD-1": (1, "sizes", None, 1.0, 4096, 1500),
