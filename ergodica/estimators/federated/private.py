@@ -260,4 +260,5 @@ def gaussian_privacy(
     if log_excess(0.0) <= 0:
         return GaussianPrivacy(mu, 0.0, delta)
     largest = mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # that of zero-concentrated privacy
-    return GaussianPrivacy(mu, float(brentq(log_excess, 0.0, largest, xtol=1e-10)), delta)
+    epsilon: Any = brentq(log_excess, 0.0, largest, xtol=1e-10)
+    return GaussianPrivacy(mu, float(epsilon), delta)

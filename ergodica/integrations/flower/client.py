@@ -1,5 +1,7 @@
 """The client's side on Flower: an owner of data who makes visits."""
 
+# pyright: reportMissingImports=false
+
 import hashlib
 import os
 import pathlib
@@ -86,7 +88,7 @@ def make_visits(
     """Make the visits of one message; one that fails is answered by what went wrong, without a word of the data."""
     size = len(jax.tree.leaves(study.start()))
     centre = _position(study, surrogates[:size])
-    own, total = Natural(*surrogates[size : size + 2]), Natural(*surrogates[size + 2 :])
+    own, total = (Natural(*(jnp.asarray(x) for x in surrogates[i : i + 2])) for i in (size, size + 2))
     replies = []
     for order in visits:
         try:

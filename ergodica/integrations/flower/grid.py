@@ -1,5 +1,7 @@
 """A `Transport` over Flower's grid: which SuperNode is which client, orders out, answers in."""
 
+# pyright: reportMissingImports=false
+
 import logging
 import time
 from collections import defaultdict

@@ -12,6 +12,8 @@ message             to the site                                             back
 Rows of data, and how many there are, are in none of them.
 """
 
+# pyright: reportMissingImports=false
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The server's side on Flower: finding the sites, their surrogates, and the run of visits."""
 
+# pyright: reportMissingImports=false
+
 import json
 import logging
 import os
@@ -101,7 +103,7 @@ def make_rounds(study: Study, centre: Position, expansions: list[Expansion], boo
     """Make the server's state of a run, and take up what a journal holds of it."""
     plan = study.plan()
     site = example_site(study, centre, expansions)
-    visits = make_visits("independent", plan.shares, plan.local_steps)
+    visits = make_visits("independent", jnp.asarray(plan.shares), jnp.asarray(plan.local_steps))
 
     def of_chain(words: jax.Array) -> jax.Array:
         words, chain = visits.begin(words)
