@@ -137,10 +137,16 @@ def gradients_a_call(family: Family, problem: Problem, point: tuple) -> int:
     return family.batches * (point[2] or 1) * problem.batch_size
 
 
+def same_point(point: tuple, tried: Any) -> tuple:
+    """The point that was tried already, where the step size differs by rounding alone."""
+    same = (p for p in tried if p[1:] == point[1:] and abs(p[0] / point[0] - 1) < 1e-6)
+    return next(same, point)
+
+
 def neighbours(point: tuple, family: Family) -> list[tuple]:
     """Points one notch away: step size, friction, inner steps."""
     h, gamma, inner = point
-    near = [(float(f"{h * factor:.10g}"), gamma, inner) for factor in (STEP_FACTOR, 1 / STEP_FACTOR)]
+    near = [(h * factor, gamma, inner) for factor in (STEP_FACTOR, 1 / STEP_FACTOR)]
     for place, values in ((1, family.frictions), (2, family.inner)):
         at = values.index(point[place])
         near += [(*point[:place], values[i], *point[place + 1 :]) for i in (at - 1, at + 1) if 0 <= i < len(values)]
@@ -156,6 +162,7 @@ def search(family: Family, problem: Problem, key: Any, start: tuple, num_replica
     tried: dict[tuple, Outcome] = {}
 
     def cost(point: tuple, best: float) -> float:
+        point = same_point(point, tried)
         if point not in tried:
             method = family.make(*point)
             calls = predicted_calls(family.law(*point), problem.curvatures)
@@ -174,7 +181,6 @@ def search(family: Family, problem: Problem, key: Any, start: tuple, num_replica
             )
         return float(np.median(tried[point].gradients))
 
-    start = (float(f"{start[0]:.10g}"), *start[1:])  # so that there and back again is the same point
     here, best = start, cost(start, np.inf)
     while True:
         better = min((p for p in neighbours(here, family)), key=lambda p: cost(p, best))

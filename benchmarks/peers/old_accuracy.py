@@ -128,6 +128,14 @@ def jax_sgmc_gradients(step_size, most, replicates=3, kept=20_000):
     return found
 
 
+def jax_sgmc_distances(step_size=0.01, steps=3000):
+    """Largest difference between two chains that the package runs side by side from different starts, at some steps."""
+    first, second = (
+        np.asarray(out["samples"]["variables"]["x"]) for out in jax_sgmc_run(step_size, steps, steps)(*starts(2))
+    )
+    return {str(i): float(np.abs(first[i] - second[i]).max()) for i in (0, 500, steps - 1)}
+
+
 def floor(num_steps):
     """Random rows, gather, gradient."""
     data = jnp.asarray(ROWS)
@@ -197,6 +205,7 @@ def main():
         record["gradients"][name] = call(step_size, most)
         median = np.median([np.inf if v is None else v for v in record["gradients"][name]]) / NUM_DATA
         print(f"{name}: {median:.4g} epochs", flush=True)
+    record["jax_sgmc_distances"] = jax_sgmc_distances()
     record["seconds"] = times(step_size)
     for name, row in record["seconds"].items():
         print(f"{name}: {row['microseconds']:.1f} us a step, {row['ratio']:.2f} x floor")
