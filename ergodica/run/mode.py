@@ -141,7 +141,8 @@ def _lbfgs(posterior: Posterior, start: Position, num_steps: int, tolerance: flo
         def one(carry: tuple, _: None) -> tuple[tuple, None]:
             params, state = carry
             value, gradient = value_and_grad(params, state=state)
-            with jax.numpy_dtype_promotion("standard"):  # Optax adds its int32 count to int64 indices in double precision
+            # in double precision Optax adds its int32 count to int64 indices
+            with jax.numpy_dtype_promotion("standard"):
                 updates, state = optimiser.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
             return (optax.apply_updates(params, updates), state), None
 

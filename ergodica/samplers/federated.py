@@ -93,8 +93,8 @@ class Federated(AbstractKernel):
     Stored draws are of all steps, within visits too. The probes by which `ergodica.diagnose` measures the temperature are at
     clients drawn anew, so they see the drift of a long visit.
 
-    Under ``"permutation"`` chains that are vectorised together (as `ergodica.sample` does) share the order, by the outermost number
-    of the innermost `jax.vmap` around ``init``; a chain by itself has one of its own.
+    Under ``"permutation"`` chains whose ``init`` is vectorised by one `jax.vmap` (the innermost, as in `ergodica.sample`) share the
+    order, and their places in it are their places along its axis; a chain by itself has an order of its own.
 
     References
     ----------
