@@ -1,0 +1,1 @@
+"""Parts of `federated_experiments.py`: one module an experiment, and the figures that the documentation draws."""
