@@ -33,6 +33,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Control Variates for Stochastic Gradient {MCMC}},
   journal = {Statistics and Computing}, volume = {29}, pages = {599--615}, year = {2019}
 }""",
+    "bengio2013": r"""@misc{bengio2013,
+  author = {Bengio, Yoshua and L{\'e}onard, Nicholas and Courville, Aaron},
+  title = {Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation},
+  note = {arXiv:1308.3432}, year = {2013}
+}""",
     "burda2016": """@inproceedings{burda2016,
   author = {Burda, Yuri and Grosse, Roger and Salakhutdinov, Ruslan},
   title = {Importance Weighted Autoencoders},
@@ -48,6 +53,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Symplectic Integrators from Composite Operator Factorizations},
   journal = {Physics Letters A}, volume = {226}, number = {6}, pages = {344--348}, year = {1997}
 }""",
+    "chung2017": """@inproceedings{chung2017,
+  author = {Chung, Junyoung and Ahn, Sungjin and Bengio, Yoshua},
+  title = {Hierarchical Multiscale Recurrent Neural Networks},
+  booktitle = {5th International Conference on Learning Representations}, year = {2017}
+}""",
     "defazio2014": """@inproceedings{defazio2014,
   author = {Defazio, Aaron and Bach, Francis and Lacoste-Julien, Simon},
   title = {{SAGA}: A Fast Incremental Gradient Method with Support for Non-Strongly Convex Composite Objectives},
@@ -62,6 +72,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Ding, Nan and Fang, Youhan and Babbush, Ryan and Chen, Changyou and Skeel, Robert D. and Neven, Hartmut},
   title = {Bayesian Sampling Using Stochastic Gradient Thermostats},
   booktitle = {Advances in Neural Information Processing Systems 27}, pages = {3203--3211}, year = {2014}
+}""",
+    "dong2020": """@inproceedings{dong2020,
+  author = {Dong, Zhe and Mnih, Andriy and Tucker, George},
+  title = {{DisARM}: An Antithetic Gradient Estimator for Binary Latent Variables},
+  booktitle = {Advances in Neural Information Processing Systems 33}, year = {2020}
 }""",
     "dubey2016": """@inproceedings{dubey2016,
   author = {Dubey, Avinava and Reddi, Sashank J. and Póczos, Barnabás and Smola, Alexander J. and Xing, Eric P. and
@@ -89,6 +104,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Figurnov, Michael and Mohamed, Shakir and Mnih, Andriy},
   title = {Implicit Reparameterization Gradients},
   booktitle = {Advances in Neural Information Processing Systems 31}, year = {2018}
+}""",
+    "jang2017": """@inproceedings{jang2017,
+  author = {Jang, Eric and Gu, Shixiang and Poole, Ben},
+  title = {Categorical Reparameterization with {G}umbel-Softmax},
+  booktitle = {5th International Conference on Learning Representations}, year = {2017}
 }""",
     "johnson2013": """@inproceedings{johnson2013,
   author = {Johnson, Rie and Zhang, Tong},
@@ -120,10 +140,20 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Preconditioned Stochastic Gradient {L}angevin Dynamics for Deep Neural Networks},
   booktitle = {Proceedings of the 30th AAAI Conference on Artificial Intelligence}, pages = {1788--1794}, year = {2016}
 }""",
+    "liu2023": """@inproceedings{liu2023,
+  author = {Liu, Liyuan and Dong, Chengyu and Liu, Xiaodong and Yu, Bin and Gao, Jianfeng},
+  title = {Bridging Discrete and Backpropagation: Straight-Through and Beyond},
+  booktitle = {Advances in Neural Information Processing Systems 36}, year = {2023}
+}""",
     "louis1982": """@article{louis1982,
   author = {Louis, Thomas A.},
   title = {Finding the Observed Information Matrix when Using the {EM} Algorithm},
   journal = {Journal of the Royal Statistical Society, Series B}, volume = {44}, number = {2}, pages = {226--233}, year = {1982}
+}""",
+    "maddison2017": """@inproceedings{maddison2017,
+  author = {Maddison, Chris J. and Mnih, Andriy and Teh, Yee Whye},
+  title = {The Concrete Distribution: A Continuous Relaxation of Discrete Random Variables},
+  booktitle = {5th International Conference on Learning Representations}, year = {2017}
 }""",
     "mnih2014": """@inproceedings{mnih2014,
   author = {Mnih, Andriy and Gregor, Karol},
@@ -139,6 +169,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Mohamed, Shakir and Rosca, Mihaela and Figurnov, Michael and Mnih, Andriy},
   title = {{Monte Carlo} Gradient Estimation in Machine Learning},
   journal = {Journal of Machine Learning Research}, volume = {21}, number = {132}, pages = {1--62}, year = {2020}
+}""",
+    "paulus2021": """@inproceedings{paulus2021,
+  author = {Paulus, Max B. and Maddison, Chris J. and Krause, Andreas},
+  title = {{Rao--Blackwellizing} the Straight-Through {G}umbel-Softmax Gradient Estimator},
+  booktitle = {9th International Conference on Learning Representations}, year = {2021}
 }""",
     "pflug1989": """@article{pflug1989,
   author = {Pflug, Georg Ch.},
@@ -215,6 +250,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Yin, Dong and Chen, Yudong and Ramchandran, Kannan and Bartlett, Peter},
   title = {Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates},
   booktitle = {Proceedings of the 35th International Conference on Machine Learning}, year = {2018}
+}""",
+    "yin2019": """@inproceedings{yin2019,
+  author = {Yin, Mingzhang and Zhou, Mingyuan},
+  title = {{ARM}: Augment-{REINFORCE}-Merge Gradient for Stochastic Binary Networks},
+  booktitle = {7th International Conference on Learning Representations}, year = {2019}
 }""",
     "zhang2020": """@inproceedings{zhang2020,
   author = {Zhang, Ruqi and Cooper, A. Feder and {De Sa}, Christopher},

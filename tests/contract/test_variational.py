@@ -97,9 +97,10 @@ def test_double_precision_and_unbiased(row):
     assert gradients.dtype == values.dtype == jnp.float64
     error = standard_error(gradients) + 1e-13
     value = float(make_exact(case, case.params))
-    assert abs(float(values.mean()) - value) < THRESHOLD * float(standard_error(values)) + 1e-12
+    if row.right_value:
+        assert abs(float(values.mean()) - value) < THRESHOLD * float(standard_error(values)) + 1e-12
     z = (np.asarray(gradients).mean(axis=0) - exact) / error
-    assert (np.max(np.abs(z)) < THRESHOLD) == row.unbiased
+    assert (np.max(np.abs(z)) < THRESHOLD) == (row.unbiased or not row.shows_bias)
     assert THRESHOLD * np.max(error) < 0.5 * np.max(np.abs(exact))
 
 

@@ -47,6 +47,10 @@ class SiteRow:
     """The site of the program that it is used at; the other one is chosen by rule."""
     objective: Callable[..., Any] = erg.estimators.ELBO
     unbiased: bool = True
+    shows_bias: bool = True
+    """Whether the program shows the bias of a biased one (its cost is quadratic in the bit)."""
+    right_value: bool = True
+    """Whether the objective's value is unbiased too; at relaxed values it is not."""
     remembers: bool = False
     """Whether it has state; used without SVI's declaration, it must say so."""
     refused: tuple[str, Callable[..., Any], int, str] | None = None
@@ -92,6 +96,48 @@ SITES = [
         refused=("z", _elbo, 4, "derivatives through the value are wrong"),
     ),
     SiteRow("MeasureValued", erg.estimators.MeasureValued, "MeasureValued", "z"),
+    SiteRow(
+        "DisARM",
+        erg.estimators.DisARM,
+        "DisARM",
+        "z",
+        refused=("w", _elbo, 4, "it is not Bernoulli"),
+    ),
+    SiteRow("DisARM", lambda: erg.estimators.DisARM(coupled=True), "DisARM-coupled", "z"),
+    SiteRow(
+        "GumbelSoftmax",
+        lambda: erg.estimators.GumbelSoftmax(0.5),
+        "GumbelSoftmax",
+        "z",
+        unbiased=False,
+        right_value=False,
+        refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
+    SiteRow(
+        "StraightThrough",
+        erg.estimators.StraightThrough,
+        "StraightThrough",
+        "z",
+        unbiased=False,
+        refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
+    SiteRow(
+        "ReinMax",
+        erg.estimators.ReinMax,
+        "ReinMax",
+        "z",
+        unbiased=False,
+        shows_bias=False,
+        refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
+    SiteRow(
+        "RaoBlackwellGumbel",
+        lambda: erg.estimators.RaoBlackwellGumbel(1.0, 8),
+        "RaoBlackwellGumbel",
+        "z",
+        unbiased=False,
+        refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
     SiteRow("Reparam", lambda: erg.estimators.Reparam(stl=True), "Reparam-stl", "w"),
     SiteRow("Reparam", lambda: erg.estimators.Reparam(stl=True), "Reparam-dreg", "w", _iwelbo),
     SiteRow(

@@ -1,30 +1,40 @@
 """Gradient estimators for NumPyro programs, one for each sample site."""
 
 from ergodica.estimators.variational.baselines import MovingAverage, Network
+from ergodica.estimators.variational.disarm import DisARM
 from ergodica.estimators.variational.elbo import ELBO
 from ergodica.estimators.variational.enumerate import Enumerate
 from ergodica.estimators.variational.expectation import expectation_gradient
 from ergodica.estimators.variational.facts import SiteError
 from ergodica.estimators.variational.gradient import VariationalGradient
+from ergodica.estimators.variational.gumbel_softmax import GumbelSoftmax
 from ergodica.estimators.variational.iwelbo import IWELBO
 from ergodica.estimators.variational.measure_valued import MeasureValued
+from ergodica.estimators.variational.rao_blackwell_gumbel import RaoBlackwellGumbel
+from ergodica.estimators.variational.reinmax import ReinMax
 from ergodica.estimators.variational.reparam import Reparam
 from ergodica.estimators.variational.score import VIMCO, LeaveOneOut, Score
 from ergodica.estimators.variational.site import AbstractSiteEstimator
+from ergodica.estimators.variational.straight_through import StraightThrough
 
 __all__ = [
     "ELBO",
     "IWELBO",
     "VIMCO",
     "AbstractSiteEstimator",
+    "DisARM",
     "Enumerate",
+    "GumbelSoftmax",
     "LeaveOneOut",
     "MeasureValued",
     "MovingAverage",
     "Network",
+    "RaoBlackwellGumbel",
+    "ReinMax",
     "Reparam",
     "Score",
     "SiteError",
+    "StraightThrough",
     "VariationalGradient",
     "expectation_gradient",
 ]
