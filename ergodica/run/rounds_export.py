@@ -33,7 +33,7 @@ def result(rounds: Rounds, posterior: Posterior, example: Position, names: Seque
     Returns
     -------
     xarray.DataTree
-        ``posterior``; ``sample_stats`` with ``client``, ``visit`` and ``share``; in the attributes what was refused, who was left
+        ``posterior``; ``sample_stats`` with ``client_index``, ``visit_index`` and ``share``; in the attributes what was refused, who was left
         out, and ``push``, the mean whitened displacement of each client's visits (`ergodica.run.admission.DisplacementBound`).
         Where visits have different lengths, all chains are cut to as many draws as the one with the fewest has.
     """
@@ -46,8 +46,8 @@ def result(rounds: Rounds, posterior: Posterior, example: Position, names: Seque
         lengths = [len(leaves[0]) for leaves in kept]
         chains.append([np.concatenate(leaves) for leaves in zip(*kept, strict=True)])
         per_visit = {
-            "client": np.asarray(draws.client[first:], np.int32),
-            "visit": np.arange(first, first + len(kept), dtype=np.int32),
+            "client_index": np.asarray(draws.client[first:], np.int32),
+            "visit_index": np.arange(first, first + len(kept), dtype=np.int32),
             "share": np.asarray(draws.share[first:]),
         }
         stats.append({name: np.repeat(values, lengths) for name, values in per_visit.items()})

@@ -52,11 +52,12 @@ def test_one_node_and_the_server_are_ended_half_way_and_the_law_is_right(tmp_pat
         network.wait(output.exists, 1500, "there is a result")
     after = visits_of(journal)
     assert len(after) == 21
+    assert list((tmp_path / "compiled").iterdir()), "programs are kept for the next process"
     for id, arrays in before.items():
         for x, y in zip(arrays, after[id], strict=True):
             np.testing.assert_array_equal(x, y)
     with xarray.open_datatree(output, engine="h5netcdf") as dt:
-        draws, clients = dt.posterior["position"].values, dt.sample_stats["client"].values
+        draws, clients = dt.posterior["position"].values, dt.sample_stats["client_index"].values
         assert json.loads(dt.attrs["left_out"]) == []
     check_moments(draws.reshape(18, 100, 2), clients.reshape(18, 100)[:, 0])
     check_messages([json.loads(line) for line in record.read_text().splitlines()])

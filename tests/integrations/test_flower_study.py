@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import ergodica as erg
+from ergodica.estimators.federated.surrogates import Natural
 from ergodica.integrations.flower.client import site_words
 from ergodica.integrations.flower.server import make_rounds, run_study, surrogate_arrays
 from ergodica.integrations.flower.study import Study
 from ergodica.run.checkpoint import CheckpointError
-from ergodica.run.orders import Plan
+from ergodica.run.orders import Plan, Reply, Visit
 from ergodica.run.rounds import Rounds, RoundsError, run_rounds
 from ergodica.samplers.site import Site
 from tests.integrations.federated_study import (
@@ -54,14 +55,10 @@ def test_the_bounds_law_is_that_of_the_sites(settings):
     of_client = surrogate_arrays(centre, found)
     rounds = make_rounds(spec, centre, found, None)
     for client, name in enumerate(NAMES):
-        from ergodica.estimators.federated.surrogates import Natural
-
         own, total = Natural(*of_client[client][1:3]), Natural(*of_client[client][3:5])
         gradient = spec.gradient(make(rows(name)), 1 / 3, centre, own, total)
         for point in (jnp.array([0.5, 0.1]), jnp.array([1.3, -0.9])):
             drift = jax.grad(gradient.mean_log_density)(point, jnp.array(0))
-            one_step = spec.bound(centre, found, Site(sgld(gradient), centre))
-            assert one_step is not None
             laws = rounds.bound.laws
             moved = np.asarray(point) + 2e-3 * np.asarray(drift)
             # the law of the shortest stretch that is kept, 10 steps, from the drift of one
@@ -82,15 +79,13 @@ def test_the_same_keys_make_the_steps_of_the_sampler_in_one_process():
     dt = erg.sample(
         key, sampler, num_samples=200, num_warmup=0, num_chains=2, initial=start, probes=False, progress=False
     )
-    order = dt.sample_stats["client"].values[:, ::20]
+    order = dt.sample_stats["client_index"].values[:, ::20]
     words = jax.random.key_data(jax.random.split(jax.random.split(key, 4)[2], 2))
     plan = Plan(np.full(3, 1 / 3), np.full(3, 1 / 3), 20, num_visits=10, num_chains=2, stride=1, keys="chain")
     sites = [Site(sampler.only(i), start) for i in range(3)]
 
     class Sites(Direct):
         def receive(self, seconds):
-            from ergodica.run.orders import Reply
-
             out = []
             for v in self.sent:
                 settings = {"num_steps": v.num_steps, "stride": v.stride, "first_step": v.first_step, "share": v.share}
@@ -139,9 +134,25 @@ def test_a_site_that_lies_about_its_data_is_named():
         run_study(study(), Lying(study()), None)
 
 
-def test_a_secret_makes_keys_that_the_order_does_not_tell():
-    from ergodica.run.orders import Visit
+def test_a_surrogate_that_cannot_be_read_is_asked_for_again(caplog):
+    class Stuttering(Direct):
+        count = 0
 
+        def ask(self, kind, theta, clients):
+            found = super().ask(kind, theta, clients)
+            for client, content in found:
+                if client == 2 and self.count < 2:
+                    self.count += 1
+                    del content.array_records["expansion"][str(self.count)]
+            return found
+
+    spec, transport = study(num_visits=2, num_chains=1), Stuttering(study())
+    run_study(spec, transport, None)
+    assert transport.count == 2
+    assert caplog.text.count("refused the surrogate of client 'west'") == 2
+
+
+def test_a_secret_makes_keys_that_the_order_does_not_tell():
     order = Visit("0.1.0", 0, 0, np.array([1, 2], np.uint32), 0, 0, 10, 1, 0.5, ())
     first, again = site_words(order, b"a" * 16), site_words(order, b"a" * 16)
     assert first.tolist() == again.tolist()

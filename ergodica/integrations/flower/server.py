@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -194,19 +195,34 @@ def _expand(study: Study, transport: Any, centre: Position, give_up_after: float
     theta = tuple(np.asarray(x) for x in jax.tree.leaves(centre))
     size = sum(x.size for x in theta)
     found: dict[int, Expansion] = {}
+    refused: Counter[int] = Counter()
     begin = time.monotonic()
     while len(found) < len(study.names):
         for client, content in transport.ask(messages.EXPAND, theta, set(range(len(study.names))) - set(found)):
             try:
-                expansion = messages.decode_expansion(content)
-                check_surrogate(*expansion, size, largest=study.largest_precision, largest_noise=study.largest_noise)
+                found[client] = _read(study, content, size)
             except SurrogateError as error:
-                raise RoundsError(
-                    f"The surrogate of client {study.names[client]!r} is refused, and without it there is no posterior of all the "
-                    f"data: {error}"
-                ) from error
-            found[client] = expansion
+                logger.warning("refused the surrogate of client %r: %s", study.names[client], error)
+                refused[client] += 1
+                if refused[client] >= study.max_refusals:
+                    raise RoundsError(
+                        f"The surrogate of client {study.names[client]!r} is refused, and without it there is no posterior of all "
+                        f"the data: {error}"
+                    ) from error
         if time.monotonic() - begin > give_up_after:
             missing = [n for i, n in enumerate(study.names) if i not in found]
             raise RoundsError(f"No surrogate came from {missing} in {give_up_after:.0f} s.")
     return [found[i] for i in range(len(study.names))]
+
+
+def _read(study: Study, content: Any, size: int) -> Expansion:
+    """Read a site's expansion; raise `SurrogateError` whatever is wrong with it."""
+    limits = {"largest": study.largest_precision, "largest_noise": study.largest_noise}
+    try:
+        expansion = messages.decode_expansion(content)
+        check_surrogate(*expansion, size, **limits)
+    except SurrogateError:
+        raise
+    except Exception as error:
+        raise SurrogateError(f"its message cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+    return expansion
