@@ -107,31 +107,40 @@ LOSSES = {
 
 def variances(x, replicates):
     """Bias in standard errors, variance of the score-function parameter and in all, with standard errors, at each point."""
-    rows = []
-    for point, (gap, params) in frozen_points(x).items():
-        exact = tree.ravel(jax.grad(lambda p: exact_elbo(p, x))(params))
-        index = tree.coordinate_names(params).index("logit")
-        for name, loss in LOSSES.items():
+    rows, keys = [], jax.random.split(jax.random.key(1), replicates)
+    points = frozen_points(x)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in points.values()))
+    exact = np.asarray(jax.vmap(lambda p: tree.ravel(jax.grad(lambda q: exact_elbo(q, x))(p)))(stacked))
+    index = tree.coordinate_names(START).index("logit")
+    for name, loss in LOSSES.items():
 
-            def one(key, loss=loss, params=params):
-                return tree.ravel(jax.grad(lambda p: -loss.loss(key, p, model, guide, x))(params))
+        def one(key, params, loss=loss):
+            return tree.ravel(jax.grad(lambda p: -loss.loss(key, p, model, guide, x))(params))
 
-            keys = jax.random.split(jax.random.key(1), replicates)
-            draws = np.asarray(jax.jit(lambda keys, one=one: jax.lax.map(one, keys, batch_size=1000))(keys))
-            squares = (draws - draws.mean(axis=0)) ** 2
+        run = jax.jit(
+            lambda keys, params, one=one: jax.lax.map(
+                lambda k: jax.vmap(one, (None, 0))(k, params), keys, batch_size=250
+            )
+        )
+        draws = np.asarray(run(keys, stacked), np.float64)
+        for j, (point, (gap, _)) in enumerate(points.items()):
+            squares = (draws[:, j] - draws[:, j].mean(axis=0)) ** 2
             error = np.sqrt(squares.mean(axis=0) / replicates)
+            bias = draws[:, j].mean(axis=0) - exact[j]
+            rounding = 1e-6 * np.max(np.abs(exact[j])) + 1e-6
             rows.append(
                 {
                     "point": point,
                     "nats_below_maximum": gap,
                     "estimator": name,
-                    "largest_z": float(np.max(np.abs(draws.mean(axis=0) - exact) / (error + 1e-12))),
+                    "largest_z": float(np.max(np.abs(bias) / np.hypot(error, rounding))),
                     "variance_logit": float(squares[:, index].mean()),
                     "variance_logit_error": float(squares[:, index].std() / np.sqrt(replicates)),
                     "variance": float(squares.sum(axis=1).mean()),
                     "variance_error": float(squares.sum(axis=1).std() / np.sqrt(replicates)),
                 }
             )
+    rows.sort(key=lambda row: list(points).index(row["point"]))
     peers = {row["point"]: row for row in rows if row["estimator"] == "NumPyro TraceGraph_ELBO"}
     for row in rows:
         for kind in ("variance_logit", "variance"):
@@ -317,6 +326,7 @@ def main():
     arguments.output.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts:
         record[part] = parts[part]()
+        record[f"{part}_settings"] = arguments.replicates if part == "variances" else arguments.repeats
         path.write_text(json.dumps(record, indent=2) + "\n")
     print(report(record))
 

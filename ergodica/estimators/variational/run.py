@@ -13,7 +13,7 @@ from numpyro.primitives import Messenger
 
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.density import log_density
-from ergodica.estimators.variational.facts import base, unmasked
+from ergodica.estimators.variational.facts import SiteError, base, unmasked
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.structure import GUIDE, MODEL, Program, Structure, pad
 
@@ -156,6 +156,10 @@ def _bare_log_prob(site: dict, structure: Structure, estimators: Estimators) -> 
 def _density(site: dict, fn: dist.Distribution, estimators: Estimators) -> Any:
     estimator = None if site.get("is_observed", False) else estimators.get(site["name"])
     value, intermediates = site["value"], site.get("intermediates")
-    if estimator is not None:
-        return estimator.log_prob(fn, value, intermediates)
-    return log_density(fn, value, intermediates)
+    try:
+        return (log_density if estimator is None else estimator.log_prob)(fn, value, intermediates)
+    except NotImplementedError as error:
+        raise SiteError(
+            f"Site {site['name']!r} ({type(base(fn)).__name__}): its density at a given value needs the inverse of a "
+            "transformation that has none. Reparam(stl=True) and the score function evaluate it there. Use Reparam() without stl."
+        ) from error

@@ -145,13 +145,21 @@ def _dependencies(program: Program, params: PyTree, latents: dict) -> dict[str, 
         guide_trace, model_trace = _traces(program, params, tracked)
         both = ((MODEL, model_trace), (GUIDE, guide_trace))
         return {
-            label.format(name): (unmasked(site["fn"]) if label == GUIDE else site["fn"]).log_prob(site["value"])
+            label.format(name): _depends_on(unmasked(site["fn"]) if label == GUIDE else site["fn"], site["value"])
             for label, sites in both
             for name, site in sites.items()
             if site["type"] == "sample"
         }
 
     return eval_provenance(log_probs, **latents)
+
+
+def _depends_on(fn: dist.Distribution, value: Any) -> Any:
+    """Something that depends on what the log density depends on."""
+    try:
+        return fn.log_prob(value)
+    except NotImplementedError:  # a transformation without an inverse: all that it and the value depend on
+        return sum(jnp.sum(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves((fn, value)))
 
 
 def _moved_by_parameters(program: Program, params: PyTree, latents: dict, points: list[str]) -> frozenset[str]:

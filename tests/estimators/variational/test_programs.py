@@ -160,6 +160,40 @@ def test_doubly_reparameterised_sites_that_would_be_wrong_are_refused():
         gradient.estimate(jax.random.key(0), {"m": jnp.array(0.2)}, {})
 
 
+class _OneWay(dist.transforms.Transform):
+    """A transformation without an inverse."""
+
+    domain = codomain = dist.constraints.real
+
+    def __call__(self, x):
+        return x + 0.1 * jnp.sin(x)
+
+    def _inverse(self, y):
+        raise NotImplementedError
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.log(1 + 0.1 * jnp.cos(x))
+
+    def tree_flatten(self):
+        return (), ((), {})
+
+
+def test_flows_without_an_inverse():
+    """Their own draws are fine; sticking the landing is not."""
+
+    def guide():
+        numpyro.sample(
+            "w", dist.TransformedDistribution(dist.Normal(numpyro.param("m", jnp.array(0.1)), 1.0), _OneWay())
+        )
+
+    def loss(estimator):
+        return ELBO(2, {"w": estimator}).loss(jax.random.key(0), {"m": jnp.array(0.1)}, _normal_model, guide)
+
+    assert jnp.isfinite(loss(Reparam()))
+    with pytest.raises(SiteError, match=r"'w' .* needs the inverse of a transformation that has none"):
+        loss(Reparam(stl=True))
+
+
 # --- laws that NumPyro gets wrong ----------------------------------------------------------------------------------
 
 
