@@ -57,9 +57,11 @@ class Rounds:
     order : callable
         ``order(chain, visit) -> client``: whose visit it is, unless that client is absent or was refused.
     starts : sequence of tuples of arrays
-        Leaves of a position for each chain.
+        Leaves of a state for each chain, or of a position alone: then the first visit makes the rest, and has no bound.
     template : sequence of (shape, dtype)
         Of the leaves of a state; those of the position come first.
+    num_leaves : int
+        How many leaves a position has.
     journal : Journal, optional
         What it holds of this run is taken up.
     bound : DisplacementBound, optional
@@ -83,6 +85,7 @@ class Rounds:
     order: Callable[[int, int], int]
     starts: Sequence[tuple[np.ndarray, ...]]
     template: Sequence[tuple[tuple[int, ...], Any]]
+    num_leaves: int = 1
     journal: Journal | None = None
     bound: DisplacementBound | None = None
     chain_words: np.ndarray | None = None
@@ -251,7 +254,7 @@ class Rounds:
         if reply.error is not None:
             return "failed", reply.error
         count = int(plan.local_steps[chain.client]) // plan.stride
-        of_positions = [((count, *shape), dtype) for shape, dtype in self.template[: len(self.starts[0])]]
+        of_positions = [((count, *shape), dtype) for shape, dtype in self.template[: self.num_leaves]]
         got = [(x.shape, x.dtype) for x in (*reply.state, *reply.positions)]
         if got != [(tuple(s), np.dtype(d)) for s, d in (*self.template, *of_positions)]:
             return "malformed", f"its arrays are {got}"
@@ -274,7 +277,7 @@ class Rounds:
         return set(range(len(self.plan.shares))) - self.suspended
 
     def _bounds(self, chain: Chain) -> bool:
-        """Whether there is a bound for a visit that starts so; a first one may start without a momentum."""
+        """Whether there is a bound for a visit that starts so; a first one may start without its momentum."""
         return self.bound is not None and self._vector(chain.state).size == self.bound.laws.drift.shape[-1]
 
     def _vector(self, state: tuple) -> np.ndarray:

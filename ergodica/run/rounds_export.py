@@ -33,8 +33,9 @@ def result(rounds: Rounds, posterior: Posterior, example: Position, names: Seque
     Returns
     -------
     xarray.DataTree
-        ``posterior``; ``sample_stats`` with ``client_index``, ``visit_index`` and ``share``; in the attributes what was refused, who was left
-        out, and ``push``, the mean whitened displacement of each client's visits (`ergodica.run.admission.DisplacementBound`).
+        ``posterior``; ``sample_stats`` with ``client_index``, ``visit_index`` and ``share``; in the attributes what was refused,
+        who was left out, and ``push``, the mean whitened displacement of each client's visits
+        (`ergodica.run.admission.DisplacementBound`).
         Where visits have different lengths, all chains are cut to as many draws as the one with the fewest has.
     """
     from arviz_base import from_dict

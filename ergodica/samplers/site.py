@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ergodica.core.types import Position
+from ergodica.core.types import Key, Position
 from ergodica.samplers.federated import arrive, check_kernel, local_run
 from ergodica.samplers.gradient_kernel import AbstractGradientKernel
 
@@ -74,6 +74,11 @@ class Site:
         self.template = state_template(kernel, example)
         self._position = jax.tree.structure(example)
         self._kind = type(jax.eval_shape(lambda k, x: k.init(jax.random.key(0), x), self.kernel, example))
+
+    def first_state(self, key: Key, position: Position) -> Arrays:
+        """Give the state of a chain that starts at a position, as it travels."""
+        state = self.kernel.init(key, position)
+        return _leaves(tuple(getattr(state, f) for f in self.template.fields))
 
     def visit(
         self,

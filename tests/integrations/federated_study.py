@@ -36,7 +36,8 @@ def sgld(gradient):
 def study(**settings):
     example = {"X": np.eye(2, dtype=np.float32), "y": np.zeros(2, np.float32)}
     settings = {"num_visits": 6, "num_warmup": 1, "num_chains": 3, "local_steps": 400, "stride": 10, **settings}
-    return Study(make, example, sgld, NAMES, **{"batch_size": 20, "seed": 3, **settings})
+    kernel = settings.pop("kernel", sgld)
+    return Study(make, example, kernel, NAMES, **{"batch_size": 20, "seed": 3, **settings})
 
 
 def everyone():

@@ -121,6 +121,33 @@ def test_the_law_and_the_journal(tmp_path):
         run_study(study(num_visits=13, seed=9, batch_size=10), Direct(spec), tmp_path / "journal")
 
 
+def test_momentum_travels_and_is_bounded():
+    """With BAOA: the momentum's law is in the bound, which honest visits pass; a site that sends a large momentum is refused."""
+
+    class Pushing(Direct):
+        def receive(self, seconds):
+            return [
+                r._replace(state=(r.state[0], r.state[1] + np.float32(100.0), *r.state[2:])) if r.client == 1 else r
+                for r in super().receive(seconds)
+            ]
+
+    spec = study(
+        num_visits=8, num_chains=2, local_steps=50, kernel=lambda g: erg.samplers.BAOA(g, step_size=0.03, friction=2.0)
+    )
+    honest = run_study(spec, Direct(spec), None)
+    assert honest.attrs["refused"] == "{}"
+    pushed = run_study(spec, Pushing(spec), None)
+    assert '"1: displaced": 3' in pushed.attrs["refused"]
+    assert pushed.attrs["left_out"] == '["south"]'
+
+
+def test_a_kernel_that_carries_its_gradient_has_no_bound():
+    spec = study(kernel=lambda g: erg.samplers.BAOAB(g, step_size=0.03, friction=2.0))
+    centre = spec.start()
+    with pytest.raises(ValueError, match="carries its last gradient"):
+        make_rounds(spec, centre, expansions_at(spec, centre), None)
+
+
 def test_a_site_that_lies_about_its_data_is_named():
     class Lying(Direct):
         def ask(self, kind, theta, clients):

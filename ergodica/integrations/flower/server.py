@@ -24,6 +24,7 @@ from ergodica.integrations.flower.study import Expansion, Study
 from ergodica.run.admission import SurrogateError, check_surrogate
 from ergodica.run.export import describe
 from ergodica.run.journal import Journal
+from ergodica.run.orders import Plan
 from ergodica.run.rounds import Rounds, RoundsError, run_rounds
 from ergodica.run.rounds_export import result
 from ergodica.samplers.site import Site
@@ -112,15 +113,28 @@ def make_rounds(study: Study, centre: Position, expansions: list[Expansion], boo
 
     words = np.random.SeedSequence([plan.seed, 0xC11E]).generate_state(2 * plan.num_chains, np.uint32)
     order = np.asarray(jax.jit(jax.vmap(of_chain))(jnp.asarray(words.reshape(-1, 2))))
-    start = tuple(np.asarray(x) for x in jax.tree.leaves(centre))
     return Rounds(
         plan,
         lambda chain, visit: int(order[chain, visit]),
-        [start] * plan.num_chains,
+        starts(site, centre, plan),
         site.template.leaves,
+        len(site.template.position),
         book,
         study.bound(centre, expansions, site),
     )
+
+
+def starts(site: Site, centre: Position, plan: Plan) -> list[tuple[np.ndarray, ...]]:
+    """States of the chains at the centre, with momenta that are drawn here, so that no site can choose one.
+
+    States of kernels that hold more, such as a gradient, need a site's data: then only the position is given.
+    """
+    size = sum(x.size for x in jax.tree.leaves(centre))
+    floating = sum(int(np.prod(shape)) for shape, dtype in site.template.leaves if np.issubdtype(dtype, np.floating))
+    if floating not in (size, 2 * size):
+        return [tuple(np.asarray(x) for x in jax.tree.leaves(centre))] * plan.num_chains
+    keys = jax.random.split(jax.random.key(plan.seed), plan.num_chains)
+    return [site.first_state(key, centre) for key in keys]
 
 
 def example_site(study: Study, centre: Position, expansions: list[Expansion]) -> Site:
