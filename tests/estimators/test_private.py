@@ -1,4 +1,4 @@
-"""Clipped and noised gradients at clients: closed forms, the law of a chain, and the counting of privacy."""
+"""Clipped and noised gradients at clients: closed forms, the scale of the noise, and the counting of privacy."""
 
 import jax
 import jax.numpy as jnp
