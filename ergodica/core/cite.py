@@ -33,6 +33,10 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Control Variates for Stochastic Gradient {MCMC}},
   journal = {Statistics and Computing}, volume = {29}, pages = {599--615}, year = {2019}
 }""",
+    "baydin2022": """@misc{baydin2022,
+  author = {Baydin, Atılım Güneş and Pearlmutter, Barak A. and Syme, Don and Wood, Frank and Torr, Philip},
+  title = {Gradients without Backpropagation}, note = {arXiv:2202.08587}, year = {2022}
+}""",
     "bengio2013": r"""@misc{bengio2013,
   author = {Bengio, Yoshua and L{\'e}onard, Nicholas and Courville, Aaron},
   title = {Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation},
@@ -105,6 +109,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Implicit Reparameterization Gradients},
   booktitle = {Advances in Neural Information Processing Systems 31}, year = {2018}
 }""",
+    "gu2016": """@inproceedings{gu2016,
+  author = {Gu, Shixiang and Levine, Sergey and Sutskever, Ilya and Mnih, Andriy},
+  title = {{MuProp}: Unbiased Backpropagation for Stochastic Neural Networks},
+  booktitle = {4th International Conference on Learning Representations}, year = {2016}
+}""",
     "jang2017": """@inproceedings{jang2017,
   author = {Jang, Eric and Gu, Shixiang and Poole, Ben},
   title = {Categorical Reparameterization with {G}umbel-Softmax},
@@ -140,6 +149,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Preconditioned Stochastic Gradient {L}angevin Dynamics for Deep Neural Networks},
   booktitle = {Proceedings of the 30th AAAI Conference on Artificial Intelligence}, pages = {1788--1794}, year = {2016}
 }""",
+    "li2023noise": """@inproceedings{li2023noise,
+  author = {Li, Oscar and Harrison, James and Sohl-Dickstein, Jascha and Smith, Virginia and Metz, Luke},
+  title = {Variance-Reduced Gradient Estimation via Noise-Reuse in Online Evolution Strategies},
+  booktitle = {Advances in Neural Information Processing Systems 36}, year = {2023}
+}""",
     "liu2023": """@inproceedings{liu2023,
   author = {Liu, Liyuan and Dong, Chengyu and Liu, Xiaodong and Yu, Bin and Gao, Jianfeng},
   title = {Bridging Discrete and Backpropagation: Straight-Through and Beyond},
@@ -169,6 +183,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Mohamed, Shakir and Rosca, Mihaela and Figurnov, Michael and Mnih, Andriy},
   title = {{Monte Carlo} Gradient Estimation in Machine Learning},
   journal = {Journal of Machine Learning Research}, volume = {21}, number = {132}, pages = {1--62}, year = {2020}
+}""",
+    "nesterov2017": """@article{nesterov2017,
+  author = {Nesterov, Yurii and Spokoiny, Vladimir},
+  title = {Random Gradient-Free Minimization of Convex Functions},
+  journal = {Foundations of Computational Mathematics}, volume = {17}, pages = {527--566}, year = {2017}
 }""",
     "paulus2021": """@inproceedings{paulus2021,
   author = {Paulus, Max B. and Maddison, Chris J. and Krause, Andreas},
@@ -206,20 +225,49 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference},
   booktitle = {Advances in Neural Information Processing Systems 30}, year = {2017}
 }""",
+    "salimans2017": """@misc{salimans2017,
+  author = {Salimans, Tim and Ho, Jonathan and Chen, Xi and Sidor, Szymon and Sutskever, Ilya},
+  title = {Evolution Strategies as a Scalable Alternative to Reinforcement Learning},
+  note = {arXiv:1703.03864}, year = {2017}
+}""",
+    "sarkar2025": """@misc{sarkar2025,
+  author = {Sarkar, Bidipta and Fellows, Mattie and Duque, Juan Agustin and Letcher, Alistair and others},
+  title = {Evolution Strategies at the Hyperscale}, note = {arXiv:2511.16652}, year = {2025}
+}""",
     "schulman2015": """@inproceedings{schulman2015,
   author = {Schulman, John and Heess, Nicolas and Weber, Theophane and Abbeel, Pieter},
   title = {Gradient Estimation Using Stochastic Computation Graphs},
   booktitle = {Advances in Neural Information Processing Systems 28}, year = {2015}
+}""",
+    "spall1992": """@article{spall1992,
+  author = {Spall, James C.},
+  title = {Multivariate Stochastic Approximation Using a Simultaneous Perturbation Gradient Approximation},
+  journal = {IEEE Transactions on Automatic Control}, volume = {37}, number = {3}, pages = {332--341}, year = {1992}
 }""",
     "titsias2015": r"""@inproceedings{titsias2015,
   author = {Titsias, Michalis K. and L{\'a}zaro-Gredilla, Miguel},
   title = {Local Expectation Gradients for Black Box Variational Inference},
   booktitle = {Advances in Neural Information Processing Systems 28}, year = {2015}
 }""",
+    "tucker2017": """@inproceedings{tucker2017,
+  author = {Tucker, George and Mnih, Andriy and Maddison, Chris J. and Lawson, Dieterich and Sohl-Dickstein, Jascha},
+  title = {{REBAR}: Low-Variance, Unbiased Gradient Estimates for Discrete Latent Variable Models},
+  booktitle = {Advances in Neural Information Processing Systems 30}, year = {2017}
+}""",
     "tucker2019": """@inproceedings{tucker2019,
   author = {Tucker, George and Lawson, Dieterich and Gu, Shixiang and Maddison, Chris J.},
   title = {Doubly Reparameterized Gradient Estimators for {Monte Carlo} Objectives},
   booktitle = {7th International Conference on Learning Representations}, year = {2019}
+}""",
+    "vicol2021": """@inproceedings{vicol2021,
+  author = {Vicol, Paul and Metz, Luke and Sohl-Dickstein, Jascha},
+  title = {Unbiased Gradient Estimation in Unrolled Computation Graphs with Persistent Evolution Strategies},
+  booktitle = {Proceedings of the 38th International Conference on Machine Learning}, pages = {10553--10563}, year = {2021}
+}""",
+    "vicol2023": """@inproceedings{vicol2023,
+  author = {Vicol, Paul},
+  title = {Low-Variance Gradient Estimation in Unrolled Computation Graphs with {ES-Single}},
+  booktitle = {Proceedings of the 40th International Conference on Machine Learning}, year = {2023}
 }""",
     "vollmer2016": """@article{vollmer2016,
   author = {Vollmer, Sebastian J. and Zygalakis, Konstantinos C. and Teh, Yee Whye},

@@ -18,7 +18,9 @@ from tests.support.replicates import exact_gradient
 from tests.support.statistics import THRESHOLD, standard_error
 
 pytestmark = pytest.mark.usefixtures("numpyro_promotion")
-every_site = pytest.mark.parametrize("row", SITES, ids=lambda row: row.label)
+every_site = pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=pytest.mark.slow) if row.slow else row for row in SITES], ids=lambda row: row.label
+)
 every_objective = pytest.mark.parametrize("row", OBJECTIVES, ids=lambda row: row.label)
 NUM_CALLS = 3
 

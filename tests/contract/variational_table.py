@@ -55,6 +55,8 @@ class SiteRow:
     """Whether it has state; used without SVI's declaration, it must say so."""
     refused: tuple[str, Callable[..., Any], int, str] | None = None
     """A site, objective and number of particles where it must be refused, and the words that say why."""
+    slow: bool = False
+    """Whether another setting of the same class is enough for every change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +99,27 @@ SITES = [
     ),
     SiteRow("MeasureValued", erg.estimators.MeasureValued, "MeasureValued", "z"),
     SiteRow(
+        "REBAR",
+        erg.estimators.REBAR,
+        "REBAR",
+        "z",
+        refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
+    SiteRow(
+        "MuProp",
+        erg.estimators.MuProp,
+        "MuProp",
+        "z",
+        refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
+    SiteRow(
         "DisARM",
         erg.estimators.DisARM,
         "DisARM",
         "z",
         refused=("w", _elbo, 4, "it is not Bernoulli"),
     ),
-    SiteRow("DisARM", lambda: erg.estimators.DisARM(coupled=True), "DisARM-coupled", "z"),
+    SiteRow("DisARM", lambda: erg.estimators.DisARM(coupled=True), "DisARM-coupled", "z", slow=True),
     SiteRow(
         "GumbelSoftmax",
         lambda: erg.estimators.GumbelSoftmax(0.5),
@@ -115,7 +131,7 @@ SITES = [
     ),
     SiteRow(
         "StraightThrough",
-        erg.estimators.StraightThrough,
+        lambda: erg.estimators.StraightThrough(2.0),
         "StraightThrough",
         "z",
         unbiased=False,

@@ -10,7 +10,9 @@ from ergodica.estimators.variational.gradient import VariationalGradient
 from ergodica.estimators.variational.gumbel_softmax import GumbelSoftmax
 from ergodica.estimators.variational.iwelbo import IWELBO
 from ergodica.estimators.variational.measure_valued import MeasureValued
+from ergodica.estimators.variational.muprop import MuProp
 from ergodica.estimators.variational.rao_blackwell_gumbel import RaoBlackwellGumbel
+from ergodica.estimators.variational.rebar import REBAR
 from ergodica.estimators.variational.reinmax import ReinMax
 from ergodica.estimators.variational.reparam import Reparam
 from ergodica.estimators.variational.score import VIMCO, LeaveOneOut, Score
@@ -20,6 +22,7 @@ from ergodica.estimators.variational.straight_through import StraightThrough
 __all__ = [
     "ELBO",
     "IWELBO",
+    "REBAR",
     "VIMCO",
     "AbstractSiteEstimator",
     "DisARM",
@@ -28,6 +31,7 @@ __all__ = [
     "LeaveOneOut",
     "MeasureValued",
     "MovingAverage",
+    "MuProp",
     "Network",
     "RaoBlackwellGumbel",
     "ReinMax",

@@ -169,7 +169,7 @@ class AllAtOnce(erg.estimators.AbstractSiteEstimator):
     [
         ("discrete", erg.estimators.ELBO, ("z", "c", "b")),
         pytest.param("nested", erg.estimators.ELBO, ("r", "e"), marks=pytest.mark.slow),
-        ("mixed-chain", erg.estimators.ELBO, ("w", "c")),
+        pytest.param("mixed-chain", erg.estimators.ELBO, ("w", "c"), marks=pytest.mark.slow),
         pytest.param("discrete", erg.estimators.IWELBO, ("z", "b"), marks=pytest.mark.slow),
     ],
 )
