@@ -32,3 +32,13 @@ def _exact(make_case, exact, _precision):
 def exact_gradient(make_case, exact):
     """Exact gradient (D,) of a case, computed once."""
     return _exact(make_case, exact, bool(jax.config.jax_enable_x64))
+
+
+def replicates(loss, params, model, guide, *args, num_repeats=8_000):
+    """Gradients (R, D) of a NumPyro loss on any program."""
+
+    def one(key):
+        return tree.ravel(jax.grad(lambda p: -loss.loss(key, p, model, guide, *args))(params))
+
+    keys = jax.random.split(jax.random.key(2), num_repeats)
+    return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=500))(keys))
