@@ -27,13 +27,13 @@ def study(context):
     return Study(
         make,
         example={"X": np.zeros((2, 3), np.float32), "y": np.zeros(2, np.float32)},
-        kernel=lambda gradient: erg.samplers.SGLD(gradient, 1e-3),
+        kernel=lambda gradient: erg.samplers.SGLD(gradient, 2e-5),
         names=NAMES,
         num_visits=context.run_config["visits"],
         num_warmup=2,
         num_chains=4,
-        local_steps=2000,
-        stride=20,
+        local_steps=20_000,
+        stride=200,
         batch_size=50,
         slack=2.0,  # the likelihoods are not quite Gaussian
     )
