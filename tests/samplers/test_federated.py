@@ -192,7 +192,7 @@ CASES = {
 }
 SLOW_CASES = {
     "FSGLD-1": (1, "uniform", 1.0, 1.0, 4096, 600),
-    "FSGLD-200": (200, "uniform", 1.0, 1.0, 2048, 2000),
+    "FSGLD-200": (200, "uniform", 1.0, 1.0, 8192, 4000),
     "FSGLD-wrong-200": (200, "uniform", 0.8, 1.0, 8192, 4000),
     "DSGLD-1": (1, "sizes", None, 1.0, 4096, 1500),
     "DSGLD-50": (50, "uniform", None, 1.0, 8192, 4000),
