@@ -19,7 +19,9 @@ def examples(name: str) -> list[doctest.DocTest]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of_a_module(name):
+def test_examples_of_a_module(name, request):
+    if name.startswith("ergodica.estimators.variational"):  # NumPyro's discrete laws mix dtypes themselves
+        request.getfixturevalue("numpyro_promotion")
     for test in examples(name):
         output: list[str] = []
         results = doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=output.append)

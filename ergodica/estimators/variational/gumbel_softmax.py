@@ -97,7 +97,8 @@ class GumbelSoftmax(AbstractRelaxation):
     ) -> None:
         self.temperature = check.positive("temperature", temperature)
         self.straight_through = straight_through
-        self.density = check.one_of("density", density, ("mass", "relaxed"))
+        check.one_of("density", density, ("mass", "relaxed"))
+        self.density = density
         if straight_through and density == "relaxed":
             raise ValueError(
                 "density='relaxed' is the density of relaxed values, which straight_through=True replaces by hard ones; "

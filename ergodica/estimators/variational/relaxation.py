@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro import distributions as dist
 
+from ergodica.core import check
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.facts import Context, Distribution, Draw, Site, SiteError, base
 from ergodica.estimators.variational.reparam import other_than_reparam
@@ -87,7 +88,7 @@ def log_probabilities(estimator: AbstractSiteEstimator, fn: Distribution, site: 
 def is_one_trial(law: Distribution) -> bool:
     """Whether a multinomial law is known to have one trial."""
     count = law.total_count
-    return not isinstance(count, jax.core.Tracer) and bool(np.all(np.asarray(count) == 1))
+    return check.is_concrete(count) and bool(np.all(np.asarray(count) == 1))
 
 
 def log_mass(fn: Distribution, value: Array) -> Array:
