@@ -110,7 +110,8 @@ class Plan:
     estimate_shares : {"never", "warmup", "always"}
         Whether shares are estimated from who takes part (`ergodica.run.participation`), and for how long.
     patience : float
-        Seconds after which a visit without an answer is sent again, or redrawn.
+        Seconds after which a visit without an answer is sent again, or redrawn. More than the longest visit takes: a site that is
+        still at work would be asked again and again, and its answers come too late.
     max_refusals : int
         Results refused one after the other, after which a client is left out for the rest of the run.
     """

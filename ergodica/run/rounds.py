@@ -95,7 +95,7 @@ class Rounds:
     def __post_init__(self) -> None:
         plan = self.plan
         if len(self.starts) != plan.num_chains:
-            raise ValueError(f"starts must have one position a chain, {plan.num_chains}; got {len(self.starts)}.")
+            raise ValueError(f"starts must have one start a chain, {plan.num_chains}; got {len(self.starts)}.")
         if plan.keys == "chain" and self.chain_words is None:
             raise ValueError("keys='chain' needs chain_words, the chains' keys.")
         self.chains = [Chain(tuple(np.asarray(x) for x in start)) for start in self.starts]
@@ -155,15 +155,16 @@ class Rounds:
             return self._refuse(reply, "unknown", "no such visit was issued")
         c, visit, attempt = place
         chain = self.chains[c]
+        if reply.lost:
+            if (visit, attempt) == (chain.visit, chain.attempt):
+                chain.sent = None
+            return "lost"
         if visit < chain.visit:
             return self._refuse(reply, "duplicate", "that visit is over")
         if visit > chain.visit or attempt > chain.attempt:
             return self._refuse(reply, "unknown", "no such visit was issued")
         if attempt < chain.attempt:
             return self._refuse(reply, "stale", "the visit was given to another client")
-        if reply.lost:
-            chain.sent = None
-            return "lost"
         if reply.client != chain.client:
             return self._refuse(reply, "wrong client", f"the visit is client {chain.client}'s")
         problem = self._problem(c, reply)

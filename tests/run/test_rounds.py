@@ -77,6 +77,12 @@ class TestTransport:
         (again,) = rounds.issue({0, 1, 2}, now=0.0)
         assert again.id == first.id
         np.testing.assert_array_equal(again.words, first.words)
+        assert rounds.offer(three().answer(again)) == "accepted"
+        (after, *_) = rounds.issue({0, 1, 2}, now=0.0)
+        assert rounds.offer(Reply(first.id, first.client, lost=True)) == "lost"  # news of an order that is over
+        assert rounds.issue({0, 1, 2}, now=0.0) == []
+        assert after.chain == first.chain
+        assert not rounds.refused
 
     def test_nothing_is_sent_twice_before_its_time(self):
         rounds = small(patience=8.0)
