@@ -86,7 +86,12 @@ class EstimatorRow:
     """Whether batches can be handed to `estimate`."""
     unbiased: bool = True
     adapts_posterior: bool = False
-    """Whether ``make`` builds a posterior of another kind around the one it gets."""
+    """Whether ``make`` builds a posterior of another kind around the one it gets, or a function of it."""
+    random_directions: bool = False
+    """Whether the estimate is random even on a batch of all the data."""
+    probes: bool = True
+    takes_posterior: bool = True
+    """Whether it can ascend a posterior, so that the posterior may hold no data."""
     bad_input: tuple[Callable[[erg.Posterior], Any], type[Exception], str] | None = None
 
 
@@ -319,6 +324,82 @@ ESTIMATORS += [
             ValueError,
             "gradient must use all rows of a client; got batch_size",
         ),
+    ),
+]
+
+
+def _one_step(posterior: erg.Posterior, params: PyTree, inner: PyTree, index: Any) -> tuple:
+    """A computation whose every step adds half the log density; the inner state is in nobody's way."""
+    return 0.5 * inner, posterior.log_density(params) / 2
+
+
+def _unrolled(name, **options):
+    def make(p):
+        settings = {"num_steps": 4, "window": 2, "sigma": 1.5, "num_pairs": 16} | options
+        step = jax.tree_util.Partial(_one_step, p)
+        return getattr(erg.estimators, name)(step, jnp.ones(2, jnp.result_type(float)), **settings)
+
+    return make
+
+
+ESTIMATORS += [
+    EstimatorRow(
+        "ForwardGradient",
+        lambda p: erg.estimators.ForwardGradient(_minibatch("uniform")(p), 8),
+        "ForwardGradient",
+        random_directions=True,
+        bad_input=(
+            lambda p: erg.estimators.ForwardGradient(p, directions="normal"),
+            ValueError,
+            "directions must be one of 'gaussian', 'signs'; got 'normal'",
+        ),
+    ),
+    EstimatorRow(
+        "SPSA",
+        lambda p: erg.estimators.SPSA(p, 1.5, 8),
+        "SPSA",
+        unbiased=False,
+        random_directions=True,
+        bad_input=(lambda p: erg.estimators.SPSA(p, 0.0), ValueError, "radius must be finite and above 0; got 0.0"),
+    ),
+    EstimatorRow(
+        "EvolutionStrategy",
+        lambda p: erg.estimators.EvolutionStrategy(p, 1.5, 16),
+        "EvolutionStrategy",
+        unbiased=False,
+        random_directions=True,
+        bad_input=(
+            lambda p: erg.estimators.EvolutionStrategy(p, 0.6, 0),
+            ValueError,
+            "num_pairs must be at least 1; got 0",
+        ),
+    ),
+    EstimatorRow(
+        "LowRankEvolution",
+        lambda p: erg.estimators.LowRankEvolution(_minibatch("blocks")(p), 1.5, 16),
+        "LowRankEvolution",
+        unbiased=False,
+        random_directions=True,
+        bad_input=(
+            lambda p: erg.estimators.LowRankEvolution(p, 0.6, rank=0),
+            ValueError,
+            "rank must be at least 1; got 0",
+        ),
+    ),
+    *(
+        EstimatorRow(
+            name,
+            _unrolled(name),
+            name,
+            unbiased=False,
+            streams=False,
+            adapts_posterior=True,
+            random_directions=True,
+            probes=False,
+            takes_posterior=False,
+            bad_input=(_unrolled(name, window=3), ValueError, "num_steps must be a multiple of window, 3; got 4"),
+        )
+        for name in ("PersistentEvolution", "EvolutionSingle")
     ),
 ]
 
