@@ -87,6 +87,14 @@ def predict(key: Any, sampler: Any, centre: Any) -> PredictedFederation | None:
         return None
 
 
+def lost(dt: Any, prediction: PredictedFederation | None) -> dict[str, Any]:
+    """What is stored of a run of which chains became infinite: how many, when the first did, and what was predicted."""
+    last = [v.values[:, -1].reshape(v.shape[0], -1) for v in dt.posterior.data_vars.values()]
+    left = ~np.isfinite(np.concatenate(last, axis=1)).all(1)
+    found = {"unstable": str(dt.attrs["result_message"]), "lost": int(left.sum()), "chains": len(left)}
+    return found if prediction is None else found | {"predicted_sd": (1 + prediction.inflation).tolist()}
+
+
 def run(key: Any, sampler: Any, num_chains: int, num_steps: int, num_warmup: int, initial: Any) -> Any:
     """Sample without probes, thinned so that all places within a visit are seen alike."""
     return erg.sample(

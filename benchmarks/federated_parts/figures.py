@@ -45,7 +45,7 @@ def draw_blobs(results: dict[str, Any]) -> Any:
     """Where chains are in the plane, for three lengths of visits."""
     part = results["blobs"]
     blobs = np.array(part["cells"]["about"]["blobs"])
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(10, 4.0), sharex=True, sharey=True, layout="constrained")
     for axis, steps in zip(axes, LOCAL_STEPS, strict=True):
         axis.plot(*blobs.T, "k+", ms=9, mew=1.5, label="means of the clients' data")
         for method, size in (("DSGLD", 9), ("FSGLD, exact", 9)):
@@ -56,14 +56,14 @@ def draw_blobs(results: dict[str, Any]) -> Any:
         axis.set(title=f"{steps} local step{'s' * (steps > 1)}", xlabel=r"$\theta_1$", aspect="equal")
         axis.grid(alpha=0.25)
     axes[0].set_ylabel(r"$\theta_2$")
-    axes[0].legend(fontsize=7, loc="lower left")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     return figure
 
 
 def draw_inflation(results: dict[str, Any], name: str) -> Any:
     """Sd over the posterior's, of the worst coordinate: predicted before the run (lines) and measured (dots)."""
     part = results[name]
-    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.4, 3.8), layout="constrained")
     for method in methods(part):
         found = [(t, *worst(c)) for t in LOCAL_STEPS if (c := get(part, method, t))]
         if not found:
@@ -71,7 +71,16 @@ def draw_inflation(results: dict[str, Any], name: str) -> Any:
         steps, predicted, measured, error = np.array(found).T
         axis.plot(steps, predicted, color=COLOURS[method], lw=1.2, zorder=1)
         axis.errorbar(
-            steps, measured, yerr=2 * error, color=COLOURS[method], ls="", marker="o", ms=5, capsize=2, label=method
+            steps,
+            measured,
+            yerr=2 * error,
+            color=COLOURS[method],
+            ls="",
+            marker="o",
+            ms=8 if method == "FSGLD, exact" else 5,
+            mfc="none" if method == "FSGLD, exact" else None,
+            capsize=2,
+            label=method,
         )
     axis.axhline(1, color="0.6", lw=1)
     axis.set(xscale="log", yscale="log", xlabel="local steps a visit", ylabel="sd / posterior sd, worst coordinate")
@@ -81,7 +90,7 @@ def draw_inflation(results: dict[str, Any], name: str) -> Any:
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
     axis.set_yticks(ticks, ticks)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     return figure
 
 
@@ -95,7 +104,10 @@ def table(results: dict[str, Any], name: str) -> str:
         for steps in LOCAL_STEPS:
             cell = get(part, method, steps)
             if cell is None:
-                lines.append(f"| {method} | {steps} | no stationary law | infinite |" + " |" * (4 if scored else 3))
+                left = part["cells"][f"{method}, {steps}"]
+                predicted = f"{max(left['predicted_sd']):.3g}" if "predicted_sd" in left else "no stationary law"
+                fate = f"{left['lost']} of {left['chains']} chains lost" if "lost" in left else "not run"
+                lines.append(f"| {method} | {steps} | {predicted} | {fate} |" + " |" * (4 if scored else 3))
                 continue
             predicted, measured, error = worst(cell)
             j = int(np.argmax(np.abs(cell.get("predicted_shift", cell["measured_shift"]))))
@@ -136,7 +148,7 @@ def draw_network(results: dict[str, Any]) -> Any:
     """Held-out score and accuracy of the networks against the length of visits."""
     part = results["network"]
     about = part["cells"]["about"]
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained")
     for axis, name in zip(axes, ("nll", "accuracy"), strict=True):
         for method in methods(part):
             found = [(t, c["scores"][name]) for t in LOCAL_STEPS if (c := get(part, method, t))]
@@ -151,7 +163,7 @@ def draw_network(results: dict[str, Any]) -> Any:
     axes[0].axhline(about["guessing"]["nll"], color="0.5", lw=1, ls=":", label="guessing by frequencies")
     axes[0].set(ylabel="negative log predictive density of a held-out picture", yscale="log")
     axes[1].set_ylabel("accuracy, held out")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -164,7 +176,8 @@ def network_table(results: dict[str, Any]) -> str:
         for steps in LOCAL_STEPS:
             cell = get(part, method, steps)
             if cell is None:
-                lines.append(f"| {method} | {steps} | chains became infinite | | |")
+                left = part["cells"][f"{method}, {steps}"]
+                lines.append(f"| {method} | {steps} | {left['lost']} of {left['chains']} chains lost | | |")
                 continue
             s = cell["scores"]
             lines.append(
@@ -194,7 +207,7 @@ def draw_heterogeneity(results: dict[str, Any]) -> Any:
     """Variance of the gradient between clients against the skew of their labels."""
     cells = sorted(results["heterogeneity"]["cells"].values(), key=lambda c: c["distance"])
     distance = [c["distance"] for c in cells]
-    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.8, 3.8), layout="constrained")
     kinds = (
         ("none", "C3", "no surrogates (DSGLD)"),
         ("Laplace at local modes", "C2", "Laplace at the clients' own modes"),
@@ -207,10 +220,10 @@ def draw_heterogeneity(results: dict[str, Any]) -> Any:
     axis.set(
         yscale="log",
         xlabel="distance of a client's labels from all labels (total variation)",
-        ylabel="variance between clients, sum over coordinates",
+        ylabel="variance between clients",
     )
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     return figure
 
 

@@ -25,6 +25,7 @@ from federated_parts.common import (
     cells_of,
     draws,
     key_of,
+    lost,
     moments,
     predict,
     run,
@@ -157,7 +158,7 @@ def cell(method: str, made: Any, steps: int) -> dict[str, Any]:
     number = 10 * list(METHODS).index(method) + LOCAL_STEPS.index(steps)
     dt = run(key_of(PART, number), chosen, CHAINS, STEPS, WARMUP, starts())
     if dt.attrs["result"] != "successful":
-        return {"unstable": str(dt.attrs["result_message"]), "predicted": prediction is not None}
+        return lost(dt, prediction)
     found = beside(prediction, moments(draws(dt)), truth["mean"], truth["sd"])
     scores = scores_at_clients(dt.isel(draw=slice(None, None, 30)), p.shards, p.held_out)
     return found | {"scores": scores}

@@ -29,6 +29,7 @@ from federated_parts.common import (
     Cell,
     key_of,
     label_skew,
+    lost,
     scores_at_clients,
     total_variation,
     with_local_steps,
@@ -117,9 +118,9 @@ def local_fit() -> Any:
 METHODS = {
     "DSGLD": lambda: sampler(None),
     "FSGLD, Laplace, diagonal": lambda: laplace(mode(), "diagonal"),
-    "FSGLD, Laplace, rank 30": lambda: laplace(mode(), 30),
     "FSGLD, local Laplace, diagonal": lambda: laplace("local", "diagonal"),
     "FSGLD, 3,000 draws, diagonal": local_fit,
+    "FSGLD, Laplace, rank 30": lambda: laplace(mode(), 30),
 }
 
 
@@ -205,7 +206,7 @@ def cell(method: str, made: Any, steps: int) -> dict[str, Any]:
     number = 10 * list(METHODS).index(method) + LOCAL_STEPS.index(steps)
     dt = sample(key_of(PART, number), with_local_steps(made, steps))
     if dt.attrs["result"] != "successful":
-        return {"unstable": str(dt.attrs["result_message"])}
+        return lost(dt, None)
     return {"scores": score(dt)}
 
 
