@@ -13,15 +13,15 @@ from ergodica.estimators.variational.gumbel_softmax import gumbel_softmax
 from ergodica.estimators.variational.relaxation import AbstractRelaxation, draw_one_hot, with_derivative
 
 
-def gumbels_given_argmax(exponentials: Array, log_probs: Array, one_hot: Array) -> Array:
-    r"""Gumbel variables given which of :math:`\log\pi_k + g_k` is the largest (Paulus et al. 2021, equation 6).
+def gumbels_given_argmax(gumbel: Array, log_probs: Array, one_hot: Array) -> Array:
+    r"""Gumbel variables given which of :math:`\log\pi_k + g_k` is the largest, from free ones (Paulus et al. 2021, equation 6).
 
-    From exponential variables :math:`E_k`: the largest is :math:`-\log E_i`, since :math:`\sum_k \pi_k = 1`, and the others are
-    :math:`-\log(E_j / \pi_j + E_i)`.
+    With :math:`E_k = e^{-g_k}`, exponential, the largest sum is :math:`-\log E_i`, since :math:`\sum_k \pi_k = 1`, and the others
+    are :math:`-\log(E_j / \pi_j + E_i)`.
     """
-    largest = jnp.sum(exponentials * one_hot, axis=-1, keepdims=True)
-    perturbed = -jnp.log(jnp.where(one_hot > 0, 0, exponentials * jnp.exp(-log_probs)) + largest)
-    return perturbed - log_probs
+    largest = jnp.sum(jnp.where(one_hot > 0, gumbel, 0), axis=-1, keepdims=True)
+    others = -jnp.logaddexp(-gumbel - log_probs, -largest)
+    return jnp.where(one_hot > 0, largest, others) - log_probs
 
 
 class RaoBlackwellGumbel(AbstractRelaxation):
@@ -82,7 +82,7 @@ class RaoBlackwellGumbel(AbstractRelaxation):
         """Draw, with the mean derivative of relaxed draws that have this largest entry."""
         key_draw, key_noise = jax.random.split(key)
         one_hot, held = draw_one_hot(key_draw, log_probs), jax.lax.stop_gradient(log_probs)
-        exponentials = jax.random.exponential(key_noise, (self.num_samples, *held.shape), held.dtype)
-        gumbels = gumbels_given_argmax(exponentials, held[None], one_hot[None])
+        free = jax.random.gumbel(key_noise, (self.num_samples, *held.shape), held.dtype)
+        gumbels = gumbels_given_argmax(free, held[None], one_hot[None])
         y = gumbel_softmax(log_probs[None], gumbels, self.temperature.astype(held.dtype))
         return with_derivative(one_hot, jnp.mean(y, axis=0))

@@ -1,6 +1,7 @@
 """Relaxations of bits and one-hot vectors: means and variances against quadrature, biases in closed form, programs."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import numpyro.distributions as dist
 import pytest
 
 import ergodica as erg
-from ergodica.estimators.variational.gumbel_softmax import log_relaxed_density
+from ergodica.estimators.variational.gumbel_softmax import gumbel_softmax, log_relaxed_density
+from ergodica.estimators.variational.rao_blackwell_gumbel import gumbels_given_argmax
+from ergodica.estimators.variational.rebar import perturbed_two_ways
 from ergodica.estimators.variational.reinmax import reinmax
 from ergodica.estimators.variational.straight_through import straight_through
 from tests.support.exact_programs import Case
@@ -244,3 +247,26 @@ def test_an_index_by_a_relaxed_value_is_an_error():
     loss = erg.estimators.ELBO(1, {"z": erg.estimators.StraightThrough()})
     with pytest.raises(TypeError, match=r"[Ii]nteger"):
         loss.loss(jax.random.key(0), {}, model, lambda: numpyro.sample("z", dist.Bernoulli(0.4)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_extreme_noise_and_probabilities_stay_finite(dtype):
+    """The smallest and the largest Gumbel variables that the generator can make, ties, and probabilities near 0 and 1."""
+    info = jnp.finfo(dtype)
+    ends = [-np.log(-np.log(float(info.tiny))), -np.log(float(info.epsneg)), 0.0, 0.0]
+    gumbel = jnp.array(list(itertools.product(ends, repeat=3)), dtype)
+    logits = jnp.array([[0.0, 0.0, 0.0], [80.0, -80.0, 0.0], [-0.5, 80.0, 79.0]], dtype)
+
+    def relaxed(x, g):
+        log_probs = jax.nn.log_softmax(x)
+        one_hot, free, given = perturbed_two_ways(log_probs, g)
+        noise = gumbels_given_argmax(g, jax.lax.stop_gradient(log_probs), one_hot)
+        values = [gumbel_softmax(log_probs, noise, 0.5), jax.nn.softmax(free / 0.5), jax.nn.softmax(given / 0.5)]
+        values += [reinmax(log_probs, one_hot), straight_through(log_probs, one_hot)]
+        return jnp.stack([jnp.array([1.0, -2.0, 0.5], dtype) @ v for v in values])
+
+    over = jax.vmap(jax.vmap(lambda x, g: (relaxed(x, g), jax.jacrev(relaxed)(x, g)), (None, 0)), (0, None))
+    value, slope = jax.jit(over)(logits, gumbel)
+    assert value.dtype == dtype
+    assert bool(jnp.isfinite(value).all())
+    assert bool(jnp.isfinite(slope).all())
