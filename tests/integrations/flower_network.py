@@ -76,7 +76,7 @@ class Network:
                 cwd=self.folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                process_group=0,
             )
 
     def node(self, name, key=None, **config):
