@@ -13,6 +13,7 @@ from ergodica.estimators.variational import muprop
 from ergodica.estimators.variational.muprop import mean_value
 from ergodica.estimators.variational.reinmax import reinmax
 from tests.support.exact_programs import CASES, exact_elbo, exact_iwelbo
+from tests.support.one_hot import one_hot_program
 from tests.support.replicates import exact_gradient, gradients
 from tests.support.statistics import REJECTION, assert_mean, z_scores
 
@@ -115,6 +116,14 @@ def test_a_mean_that_is_not_put_back_fails_against_the_exact_gradient(monkeypatc
 
     found = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 2_000)))[:, None]
     assert abs(z_scores(found, float(P * (1 - P) * (cost(1.0) - cost(0.0))))[0]) > REJECTION
+
+
+@pytest.mark.slow
+def test_one_hot_vectors_in_a_plate():
+    """An error of 20% of the largest entry would be seen."""
+    case, exact = one_hot_program()
+    found = gradients(erg.estimators.ELBO(2, {"z": erg.estimators.MuProp()}), case, 6_000)
+    assert_mean(found, exact, smallest_error=0.2)
 
 
 def test_refuses_plates_that_terms_are_outside_of():

@@ -11,6 +11,7 @@ import ergodica as erg
 from ergodica.estimators.variational.rebar import perturbed_two_ways
 from ergodica.estimators.variational.site import only_gradient, score_surrogate
 from tests.support.exact_programs import CASES, exact_elbo, exact_iwelbo
+from tests.support.one_hot import one_hot_program
 from tests.support.replicates import exact_gradient, gradients
 from tests.support.statistics import REJECTION, assert_mean, z_scores
 
@@ -91,6 +92,14 @@ def test_programs_against_enumeration(name, objective, sites):
     loss = objective(2, {site: erg.estimators.REBAR(0.5) for site in sites})
     case, make_exact = CASES[name](), exact_elbo if loss.linear else exact_iwelbo
     assert_mean(gradients(loss, case, 6_000), exact_gradient(CASES[name], make_exact), smallest_error=0.3)
+
+
+@pytest.mark.slow
+def test_one_hot_vectors_in_a_plate():
+    """An error of 20% of the largest entry would be seen."""
+    case, exact = one_hot_program()
+    found = gradients(erg.estimators.ELBO(2, {"z": erg.estimators.REBAR(0.5)}), case, 6_000)
+    assert_mean(found, exact, smallest_error=0.2)
 
 
 def test_refuses_plates_that_terms_are_outside_of():
