@@ -6,13 +6,17 @@ JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_COMPILATION_CACHE_DIR
 WORKERS ?= 2
 
-.PHONY: demo test lint types docs examples bench bench-peers sweep ci-checks clean
+.PHONY: demo test test-flower lint types docs examples bench bench-peers sweep clean
 
 demo: .venv/.installed-demo
 	.venv/bin/ergodica demo --out demo-output
 
 test: .venv/.installed-test
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
+
+# Flower wants older versions of packages that ergodica has newer ones of, so it gets an environment of its own.
+test-flower: .venv-flower/.installed
+	.venv-flower/bin/python -m pytest -m 'slow or not slow' tests/integrations/test_flower*.py
 
 sweep: .venv/.installed-test
 	$(PYTHON) -m pytest -n $(WORKERS) -m 'slow or sweep' --timeout 3600
@@ -33,8 +37,10 @@ docs: .venv/.installed-dev
 examples: .venv/.installed-demo
 	for file in examples/*.py; do echo "== $$file" && $(PYTHON) $$file || exit 1; done
 
+BENCHMARKS := step_time federated_step stream_memory stochasticity_study gradients_to_accuracy bayesian_networks pair_potential \
+	federated_experiments elbo_gradients
 bench: .venv/.installed-demo
-	for file in benchmarks/[a-z]*.py; do echo "== $$file" && $(PYTHON) $$file || exit 1; done
+	for name in $(BENCHMARKS); do echo "== $$name" && $(PYTHON) benchmarks/$$name.py || exit 1; done
 
 # Laws that peers sample: BlackJAX here, SGMCMCJax and jax-sgmc in an environment of their own with an old JAX.
 PEERS_DIRECTORY ?= .cache/peers
@@ -54,5 +60,9 @@ bench-peers: .venv/.installed-demo
 	sh tools/bootstrap.sh dev
 	@touch $@ .venv/.installed-test .venv/.installed-demo
 
+.venv-flower/.installed: pyproject.toml tools/bootstrap.sh
+	VENV=.venv-flower EXTRAS=flower sh tools/bootstrap.sh test
+	@touch $@
+
 clean:
-	rm -rf .venv .cache docs/_build demo-output
+	rm -rf .venv .venv-flower .cache docs/_build demo-output

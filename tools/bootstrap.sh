@@ -1,7 +1,8 @@
 #!/bin/sh
-# Make .venv and install ergodica into it, with the dependency groups given as arguments.
+# Make .venv (or VENV) and install ergodica into it, with the dependency groups given as arguments, and the extras in EXTRAS.
 # The interpreter: a Python >= 3.12 on the PATH, else the newest one among pyenv's installed versions.
 set -eu
+venv=${VENV:-.venv}
 
 is_recent() {
     "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1
@@ -25,15 +26,15 @@ find_python() {
     return 1
 }
 
-if [ ! -x .venv/bin/python ] || ! is_recent .venv/bin/python; then
+if [ ! -x "$venv/bin/python" ] || ! is_recent "$venv/bin/python"; then
     python=$(find_python)
-    echo "Making .venv with $("$python" --version)"
-    rm -rf .venv
-    "$python" -m venv .venv
+    echo "Making $venv with $("$python" --version)"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
 fi
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 groups=''
 for group in "$@"; do groups="$groups --group $group"; done
-echo "Installing ergodica${groups} (a few minutes the first time)"
+echo "Installing ergodica${EXTRAS:+[$EXTRAS]}${groups} (a few minutes the first time)"
 # shellcheck disable=SC2086  # one word per group is meant
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable . $groups
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${EXTRAS:+[$EXTRAS]}" $groups

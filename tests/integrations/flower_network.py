@@ -19,7 +19,7 @@ BIN = pathlib.Path(sys.executable).parent
 def why_not():
     """Say what is missing; ``None`` where the network can be started."""
     if importlib.util.find_spec("flwr") is None:
-        return "flwr is not installed (pip install ergodica[flower])"
+        return "flwr is not installed (make test-flower has an environment with it)"
     missing = [n for n in ("flower-superlink", "flower-supernode", "flwr") if not (BIN / n).exists()]
     return f"no {', '.join(missing)} beside the interpreter" if missing else None
 
