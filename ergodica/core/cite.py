@@ -274,6 +274,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Exploration of the (Non-)Asymptotic Bias and Variance of Stochastic Gradient {L}angevin Dynamics},
   journal = {Journal of Machine Learning Research}, volume = {17}, number = {159}, pages = {1--48}, year = {2016}
 }""",
+    "walder2025": """@misc{walder2025,
+  author = {Walder, Christian and Karkhanis, Deep},
+  title = {Pass@{K} Policy Optimization: Solving Harder Reinforcement Learning Problems},
+  note = {arXiv:2505.15201}, year = {2025}
+}""",
     "wang2024": """@inproceedings{wang2024,
   author = {Wang, Shiqiang and Ji, Mingyue},
   title = {A Lightweight Method for Tackling Unknown Participation Statistics in Federated Averaging},
@@ -293,6 +298,10 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Williams, Ronald J.},
   title = {Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning},
   journal = {Machine Learning}, volume = {8}, pages = {229--256}, year = {1992}
+}""",
+    "xiao2025": """@misc{xiao2025,
+  author = {Xiao, Changyi and Zhang, Mengdi and Cao, Yixin},
+  title = {{BNPO}: Beta Normalization Policy Optimization}, note = {arXiv:2506.02864}, year = {2025}
 }""",
     "yin2018": """@inproceedings{yin2018,
   author = {Yin, Dong and Chen, Yudong and Ramchandran, Kannan and Bartlett, Peter},

@@ -33,6 +33,15 @@ from ergodica.estimators.minibatch import (
     RobustAggregate,
     importance_probabilities,
 )
+from ergodica.estimators.policy import (
+    AbstractAdvantage,
+    BetaNormalised,
+    ExpectedReward,
+    MaxAtK,
+    PolicyGradient,
+    gradient_variance_allocation,
+    optimal_allocation,
+)
 
 if TYPE_CHECKING:
     from ergodica.estimators.variational import (
@@ -92,7 +101,9 @@ __all__ = [
     "SPSA",
     "SVRG",
     "VIMCO",
+    "AbstractAdvantage",
     "AbstractSiteEstimator",
+    "BetaNormalised",
     "Clipped",
     "Conducive",
     "ControlVariate",
@@ -101,6 +112,7 @@ __all__ = [
     "Enumerate",
     "EvolutionSingle",
     "EvolutionStrategy",
+    "ExpectedReward",
     "ExponentialSurrogates",
     "ForwardGradient",
     "GaussianSurrogates",
@@ -108,6 +120,7 @@ __all__ = [
     "LeaveOneOut",
     "LocalLatents",
     "LowRankEvolution",
+    "MaxAtK",
     "MeasureValued",
     "Minibatch",
     "MovingAverage",
@@ -115,6 +128,7 @@ __all__ = [
     "Network",
     "PersistentEvolution",
     "PerturbedMatrix",
+    "PolicyGradient",
     "PrivateConducive",
     "RaoBlackwellGumbel",
     "RecentringControlVariate",
@@ -127,9 +141,11 @@ __all__ = [
     "VariationalGradient",
     "expectation_gradient",
     "gaussian_privacy",
+    "gradient_variance_allocation",
     "importance_probabilities",
     "laplace_surrogates",
     "moment_surrogates",
+    "optimal_allocation",
 ]
 
 

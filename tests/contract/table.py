@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -400,6 +401,46 @@ ESTIMATORS += [
             bad_input=(_unrolled(name, window=3), ValueError, "num_steps must be a multiple of window, 3; got 4"),
         )
         for name in ("PersistentEvolution", "EvolutionSingle")
+    ),
+]
+
+
+class NormalPolicy(eqx.Module):
+    """A normal around the parameters, as one vector, with standard deviation 2: far from the density at its mean."""
+
+    mean: jax.Array
+
+    def sample(self, key, sample_shape):
+        return self.mean[None] + 2 * jax.random.normal(key, (*sample_shape, *self.mean.shape), self.mean.dtype)
+
+    def log_prob(self, value):
+        return -jnp.sum((value - self.mean[None]) ** 2, axis=-1) / 8
+
+
+def _around(params):
+    return NormalPolicy(as_vector(params))
+
+
+def _log_densities(posterior, samples):
+    return jax.vmap(posterior.log_density)(samples)
+
+
+def _policy_gradient(posterior, num_samples=64):
+    reward = jax.tree_util.Partial(_log_densities, posterior)
+    return erg.estimators.PolicyGradient(_around, reward, num_samples)
+
+
+ESTIMATORS += [
+    EstimatorRow(
+        "PolicyGradient",
+        _policy_gradient,
+        "PolicyGradient",
+        unbiased=False,
+        streams=False,
+        adapts_posterior=True,
+        random_directions=True,
+        takes_posterior=False,
+        bad_input=(lambda p: _policy_gradient(p, 1), ValueError, "num_samples must be at least 2; got 1"),
     ),
 ]
 
