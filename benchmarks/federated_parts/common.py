@@ -11,6 +11,7 @@ from ergodica.diagnostics import combine_held_out, held_out_sums
 from ergodica.run.federated_bias import PredictedFederation
 
 LOCAL_STEPS = (1, 20, 200)
+AWAY = 100.0
 THIN = 7  # no divisor of the lengths of visits: stored draws are spread over all places within a visit
 
 Cell = tuple[str, Callable[[], dict[str, Any]]]
@@ -87,11 +88,15 @@ def predict(key: Any, sampler: Any, centre: Any) -> PredictedFederation | None:
         return None
 
 
-def lost(dt: Any, prediction: PredictedFederation | None) -> dict[str, Any]:
-    """What is stored of a run of which chains became infinite: how many, when the first did, and what was predicted."""
+def num_lost(dt: Any) -> int:
+    """Chains that end at infinity, or with a coordinate beyond AWAY, a hundred prior sds or more."""
     last = [v.values[:, -1].reshape(v.shape[0], -1) for v in dt.posterior.data_vars.values()]
-    left = ~np.isfinite(np.concatenate(last, axis=1)).all(1)
-    found = {"unstable": str(dt.attrs["result_message"]), "lost": int(left.sum()), "chains": len(left)}
+    return int(np.sum(~(np.abs(np.concatenate(last, axis=1)) < AWAY).all(1)))
+
+
+def lost(dt: Any, prediction: PredictedFederation | None) -> dict[str, Any]:
+    """What is stored of a run that has lost chains: how many, and what was predicted."""
+    found = {"unstable": str(dt.attrs["result_message"]), "lost": num_lost(dt), "chains": dt.posterior.sizes["chain"]}
     return found if prediction is None else found | {"predicted_sd": (1 + prediction.inflation).tolist()}
 
 

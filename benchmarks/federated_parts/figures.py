@@ -12,6 +12,7 @@ COLOURS = {
     "FSGLD, Laplace": "C0",
     "FSGLD, Laplace, diagonal": "C0",
     "FSGLD, Laplace, rank 30": "C9",
+    "FSGLD, Laplace, strength 0.8": "C9",
     "FSGLD, local Laplace": "C2",
     "FSGLD, local Laplace, diagonal": "C2",
     "FSGLD, 3,000 draws thinned": "C9",
@@ -161,7 +162,9 @@ def draw_network(results: dict[str, Any]) -> Any:
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0].axhline(about["guessing"]["nll"], color="0.5", lw=1, ls=":", label="guessing by frequencies")
-    axes[0].set(ylabel="negative log predictive density of a held-out picture", yscale="log")
+    axes[0].set(ylabel="NLL of a held-out picture", yscale="log")
+    axes[0].set_yticks([0.2, 0.5, 1, 2], ["0.2", "0.5", "1", "2"])
+    axes[0].minorticks_off()
     axes[1].set_ylabel("accuracy, held out")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
@@ -171,24 +174,28 @@ def network_table(results: dict[str, Any]) -> str:
     """Scores at the clients, and norms of the weights."""
     part = results["network"]
     about = part["cells"]["about"]
-    lines = ["| method | local steps | NLL held out | accuracy | norm of the weights |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | local steps | NLL held out | accuracy | norm of the weights | chains lost |",
+        "|---|---|---|---|---|---|",
+    ]
     for method in methods(part):
         for steps in LOCAL_STEPS:
             cell = get(part, method, steps)
             if cell is None:
                 left = part["cells"][f"{method}, {steps}"]
-                lines.append(f"| {method} | {steps} | {left['lost']} of {left['chains']} chains lost | | |")
+                lines.append(f"| {method} | {steps} | | | | {left['lost']} of {left['chains']} |")
                 continue
             s = cell["scores"]
             lines.append(
-                f"| {method} | {steps} | {s['nll']:.3f} ± {s['nll_mcse']:.3f} | {s['accuracy']:.3f} | {s['norm']:.1f} |"
+                f"| {method} | {steps} | {s['nll']:.3f} ± {s['nll_mcse']:.3f} | {s['accuracy']:.3f} | {s['norm']:.3g} "
+                f"| {cell['lost']} of {cell['chains']} |"
             )
     pooled, mode = about["pooled"], about["mode"]
     lines.append(
-        f"| SGLD, pooled | | {pooled['nll']:.3f} ± {pooled['nll_mcse']:.3f} | {pooled['accuracy']:.3f} | {pooled['norm']:.1f} |"
+        f"| SGLD, pooled | | {pooled['nll']:.3f} ± {pooled['nll_mcse']:.3f} | {pooled['accuracy']:.3f} | {pooled['norm']:.3g} | |"
     )
-    lines.append(f"| one mode | | {mode['nll']:.3f} | {mode['accuracy']:.3f} | {mode['norm']:.1f} |")
-    lines.append(f"| guessing | | {about['guessing']['nll']:.3f} | | |")
+    lines.append(f"| one mode | | {mode['nll']:.3f} | {mode['accuracy']:.3f} | {mode['norm']:.3g} | |")
+    lines.append(f"| guessing | | {about['guessing']['nll']:.3f} | | | |")
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from federated_parts.common import (
     key_of,
     lost,
     moments,
+    num_lost,
     predict,
     run,
     scores_at_clients,
@@ -117,8 +118,8 @@ def reference() -> np.ndarray:
     return np.asarray(mcmc.get_samples(group_by_chain=True), float)
 
 
-def sampler(surrogates: Any) -> Any:
-    gradient = erg.estimators.Conducive(problem().shards, surrogates, BATCH)
+def sampler(surrogates: Any, strength: float = 1.0) -> Any:
+    gradient = erg.estimators.Conducive(problem().shards, surrogates, BATCH, strength=strength)
     return erg.samplers.Federated(erg.samplers.SGLD(gradient, STEP_SIZE), 1)
 
 
@@ -144,6 +145,7 @@ def local_fit(covariance: str) -> Any:
 METHODS = {
     "DSGLD": lambda: sampler(None),
     "FSGLD, Laplace": lambda: sampler(laplace_surrogates(problem().shards, mode())),
+    "FSGLD, Laplace, strength 0.8": lambda: sampler(laplace_surrogates(problem().shards, mode()), strength=0.8),
     "FSGLD, local Laplace": lambda: sampler(laplace_surrogates(problem().shards, "local")),
     "FSGLD, 3,000 draws": lambda: sampler(local_fit("full")),
     "FSGLD, 3,000 draws, diagonal": lambda: sampler(local_fit("diagonal")),
@@ -157,7 +159,7 @@ def cell(method: str, made: Any, steps: int) -> dict[str, Any]:
     prediction = predict(key_of(PART, 0), chosen, mode())
     number = 10 * list(METHODS).index(method) + LOCAL_STEPS.index(steps)
     dt = run(key_of(PART, number), chosen, CHAINS, STEPS, WARMUP, starts())
-    if dt.attrs["result"] != "successful":
+    if num_lost(dt):
         return lost(dt, prediction)
     found = beside(prediction, moments(draws(dt)), truth["mean"], truth["sd"])
     scores = scores_at_clients(dt.isel(draw=slice(None, None, 30)), p.shards, p.held_out)

@@ -30,6 +30,7 @@ from federated_parts.common import (
     key_of,
     label_skew,
     lost,
+    num_lost,
     scores_at_clients,
     total_variation,
     with_local_steps,
@@ -207,7 +208,7 @@ def cell(method: str, made: Any, steps: int) -> dict[str, Any]:
     dt = sample(key_of(PART, number), with_local_steps(made, steps))
     if dt.attrs["result"] != "successful":
         return lost(dt, None)
-    return {"scores": score(dt)}
+    return {"scores": score(dt), "lost": num_lost(dt), "chains": CHAINS}
 
 
 def about() -> dict[str, Any]:
