@@ -81,7 +81,7 @@ def test_the_mean_on_one_bit_is_exact_at_every_setting():
 @pytest.mark.parametrize(
     ("name", "objective", "sites"),
     [
-        ("discrete", erg.estimators.ELBO, ("b",)),
+        pytest.param("discrete", erg.estimators.ELBO, ("b",), marks=pytest.mark.slow),
         pytest.param("mixed-chain", erg.estimators.ELBO, ("z", "c"), marks=pytest.mark.slow),
         pytest.param("nested", erg.estimators.ELBO, ("e",), marks=pytest.mark.slow),
         pytest.param("discrete", erg.estimators.IWELBO, ("b",), marks=pytest.mark.slow),
@@ -94,7 +94,6 @@ def test_programs_against_enumeration(name, objective, sites):
     assert_mean(gradients(loss, case, 6_000), exact_gradient(CASES[name], make_exact), smallest_error=0.3)
 
 
-@pytest.mark.slow
 def test_one_hot_vectors_in_a_plate():
     """An error of 20% of the largest entry would be seen."""
     case, exact = one_hot_program()

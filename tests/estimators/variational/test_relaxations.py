@@ -131,8 +131,11 @@ def enumerated(estimator, cost, logits):
     def surrogate(logits, one_hot):
         return cost(estimator(jax.nn.log_softmax(logits), one_hot))
 
-    gradients = jax.vmap(jax.grad(surrogate), (None, 0))(logits, jnp.eye(len(logits)))
-    return jax.nn.softmax(logits) @ gradients
+    def mean(logits):
+        gradients = jax.vmap(jax.grad(surrogate), (None, 0))(logits, jnp.eye(len(logits)))
+        return jax.nn.softmax(logits) @ gradients
+
+    return jax.jit(mean)(logits)
 
 
 def test_reinmax_is_exact_for_quadratic_costs_and_no_other():
@@ -143,7 +146,7 @@ def test_reinmax_is_exact_for_quadratic_costs_and_no_other():
         return x @ a @ x + b @ x
 
     def exact(cost, logits):
-        return jax.grad(lambda t: jax.nn.softmax(t) @ jax.vmap(cost)(jnp.eye(len(t))))(logits)
+        return jax.jit(jax.grad(lambda t: jax.nn.softmax(t) @ jax.vmap(cost)(jnp.eye(len(t)))))(logits)
 
     np.testing.assert_allclose(enumerated(reinmax, quadratic, logits), exact(quadratic, logits), atol=1e-13)
 
@@ -188,6 +191,7 @@ def test_relaxed_density_is_numpyros_for_bits_and_has_mass_one():
     np.testing.assert_allclose(mass, 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_the_relaxed_density_the_bound_is_that_of_the_relaxed_model():
     """Against quadrature over the logistic noise: bits of a plate in guide and model; an error of 15% would be seen."""
     temperature, prior, x = 0.8, 0.4, jnp.array([0.3, 1.2])
@@ -256,7 +260,7 @@ def test_an_index_by_a_relaxed_value_is_an_error():
         loss.loss(jax.random.key(0), {}, model, lambda: numpyro.sample("z", dist.Bernoulli(0.4)))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_extreme_noise_and_probabilities_stay_finite(dtype):
     """The smallest and the largest Gumbel variables that the generator can make, ties, and probabilities near 0 and 1."""
     info = jnp.finfo(dtype)
