@@ -145,10 +145,10 @@ def local_fit(covariance: str) -> Any:
 METHODS = {
     "DSGLD": lambda: sampler(None),
     "FSGLD, Laplace": lambda: sampler(laplace_surrogates(problem().shards, mode())),
-    "FSGLD, Laplace, strength 0.8": lambda: sampler(laplace_surrogates(problem().shards, mode()), strength=0.8),
     "FSGLD, local Laplace": lambda: sampler(laplace_surrogates(problem().shards, "local")),
     "FSGLD, 3,000 draws": lambda: sampler(local_fit("full")),
     "FSGLD, 3,000 draws, diagonal": lambda: sampler(local_fit("diagonal")),
+    "FSGLD, Laplace, strength 0.8": lambda: sampler(laplace_surrogates(problem().shards, mode()), strength=0.8),
 }
 
 
@@ -189,7 +189,37 @@ def about() -> dict[str, Any]:
     }
 
 
+def rims() -> dict[str, list[float]]:
+    """How deep the well around the mode is in the density that a chain sees at each client, with Laplace's surrogates.
+
+    Along the eigenvectors of sum_r P_r - P_s / f_s with negative eigenvalues, both ways, on straight lines: the lowest log
+    density before it is back at that of the mode, and where it is back. Ways that are not straight may be lower. NaN where it
+    is never back.
+    """
+    gradient = METHODS["FSGLD, Laplace"]().gradient
+    precision = np.asarray(gradient.surrogates.natural.precision, float)
+    share = np.asarray(gradient.probabilities, float)
+    distance = np.linspace(0, 10, 1001)
+    along = jax.jit(lambda g, lines, s: jax.vmap(lambda theta: g.mean_log_density(theta, s))(lines))
+    found: dict[str, list[float]] = {"curvature": [], "depth": [], "distance": []}
+    for s in range(CLIENTS):
+        values, vectors = np.linalg.eigh(precision.sum(0) - precision[s] / share[s])
+        ways = [sign * v for v in vectors[:, values < 0].T for sign in (-1, 1)]
+        rims = []
+        for way in ways:
+            lines = jnp.asarray(np.asarray(mode(), float) + distance[:, None] * way, jnp.float32)
+            drop = np.asarray(along(gradient, lines, jnp.array(s)), float)
+            back = np.flatnonzero((drop > drop[0]) & (np.minimum.accumulate(drop) < drop[0] - 1))
+            if len(back):
+                rims.append((drop[0] - drop[: back[0]].min(), distance[back[0]]))
+        depth, where = min(rims, default=(float("nan"), float("nan")))
+        for name, value in zip(found, (values[0], depth, where), strict=True):
+            found[name].append(float(value))
+    return found
+
+
 def cells() -> Iterator[Cell]:
     """Everything that is run."""
     yield "about", about
+    yield "rims", rims
     yield from cells_of(METHODS, cell)
