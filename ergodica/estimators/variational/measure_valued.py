@@ -76,7 +76,9 @@ class MeasureValued(AbstractSiteEstimator):
             raise site.refuse(self, "it is inside a scan, whose steps would have to be replaced one by one", others)
         if not context.linear and site.shared_plates:
             plates = ", ".join(sorted(site.shared_plates))
-            reason = f"{context.objective} is no sum over the elements of plate {plates}, which are replaced all at once"
+            reason = (
+                f"{context.objective} is no sum over the elements of plate {plates}, which are replaced all at once"
+            )
             raise site.refuse(self, reason, others)
 
     def num_branches(self, site: Site) -> int:
