@@ -68,6 +68,7 @@ class PolicyGradient(AbstractGradientEstimator):
     Examples
     --------
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+    >>> from ergodica.estimators import MaxAtK
     >>> def policy(logits):  # two prompts, three answers
     ...     return dist.Categorical(logits=logits)
     >>> right = jnp.array([2, 0])
