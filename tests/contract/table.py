@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -96,7 +95,7 @@ class EstimatorRow:
     bad_input: tuple[Callable[[erg.Posterior], Any], type[Exception], str] | None = None
 
 
-def _minibatch(scheme):
+def minibatch_of(scheme):
     if scheme == "importance":
         probabilities = jnp.arange(1.0, NUM_DATA + 1) / (NUM_DATA * (NUM_DATA + 1) / 2)
         return lambda p: erg.estimators.Minibatch(p, BATCH_SIZE, scheme, probabilities=probabilities)
@@ -104,7 +103,7 @@ def _minibatch(scheme):
 
 
 def _control_variate(scheme):
-    return lambda p: erg.estimators.ControlVariate(_minibatch(scheme)(p), p.initial)
+    return lambda p: erg.estimators.ControlVariate(minibatch_of(scheme)(p), p.initial)
 
 
 def _with_latent(posterior: erg.Posterior, position: PyTree, latents: PyTree, rows: PyTree) -> jax.Array:
@@ -124,50 +123,50 @@ def _local_latents(**options):
 ESTIMATORS = [
     EstimatorRow(
         "Minibatch",
-        _minibatch("blocks"),
+        minibatch_of("blocks"),
         "Minibatch-blocks",
         bad_input=(lambda p: erg.estimators.Minibatch(p, 0), ValueError, "batch_size must be between 1 and 7; got 0"),
     ),
     EstimatorRow(
         "Minibatch",
-        _minibatch("symmetric"),
+        minibatch_of("symmetric"),
         "Minibatch-symmetric",
         bad_input=(lambda p: erg.estimators.Minibatch(p, 8, "symmetric"), ValueError, "must be between 1 and 7; got 8"),
     ),
     EstimatorRow(
         "Minibatch",
-        _minibatch("uniform"),
+        minibatch_of("uniform"),
         "Minibatch-uniform",
         bad_input=(lambda p: erg.estimators.Minibatch(p, 3, "unifrom"), ValueError, "scheme must be one of"),
     ),
     EstimatorRow(
         "Minibatch",
-        _minibatch("full"),
+        minibatch_of("full"),
         "Minibatch-full",
         random=False,
         bad_input=(lambda p: erg.estimators.Minibatch(p, 3, "full"), ValueError, "leave batch_size out"),
     ),
     EstimatorRow(
         "DataParallel",
-        lambda p: erg.estimators.DataParallel(_minibatch("blocks")(p)),
+        lambda p: erg.estimators.DataParallel(minibatch_of("blocks")(p)),
         "DataParallel-blocks",
         works_without_data=False,
         adapts_posterior=True,
         bad_input=(
-            lambda p: erg.estimators.DataParallel(_minibatch("uniform")(p)),
+            lambda p: erg.estimators.DataParallel(minibatch_of("uniform")(p)),
             ValueError,
             "scheme='uniform' gathers rows from everywhere",
         ),
     ),
     EstimatorRow(
         "DataParallel",
-        lambda p: erg.estimators.DataParallel(_minibatch("full")(p)),
+        lambda p: erg.estimators.DataParallel(minibatch_of("full")(p)),
         "DataParallel-full",
         random=False,
         works_without_data=False,
         adapts_posterior=True,
         bad_input=(
-            lambda p: erg.estimators.DataParallel(_minibatch("full")(p), devices=[0]),
+            lambda p: erg.estimators.DataParallel(minibatch_of("full")(p), devices=[0]),
             TypeError,
             "devices must be a sequence of JAX devices",
         ),
@@ -178,7 +177,7 @@ ESTIMATORS = [
         "ControlVariate-blocks",
         works_without_data=False,
         bad_input=(
-            lambda p: erg.estimators.ControlVariate(_minibatch("blocks")(p), {"other": jnp.zeros(5)}),
+            lambda p: erg.estimators.ControlVariate(minibatch_of("blocks")(p), {"other": jnp.zeros(5)}),
             ValueError,
             "centre must have the structure",
         ),
@@ -192,43 +191,43 @@ ESTIMATORS = [
     ),
     EstimatorRow(
         "Minibatch",
-        _minibatch("importance"),
+        minibatch_of("importance"),
         "Minibatch-importance",
         bad_input=(lambda p: erg.estimators.Minibatch(p, 3, "importance"), ValueError, "probabilities belong to"),
     ),
     EstimatorRow(
         "SVRG",
-        lambda p: erg.estimators.SVRG(_minibatch("blocks")(p), centre=p.initial),
+        lambda p: erg.estimators.SVRG(minibatch_of("blocks")(p), centre=p.initial),
         "SVRG-blocks",
         works_without_data=False,
         bad_input=(lambda p: erg.estimators.SVRG(p), TypeError, "gradient must be a Minibatch"),
     ),
     EstimatorRow(
         "RecentringControlVariate",
-        lambda p: erg.estimators.RecentringControlVariate(_minibatch("uniform")(p), centre=p.initial),
+        lambda p: erg.estimators.RecentringControlVariate(minibatch_of("uniform")(p), centre=p.initial),
         "RecentringControlVariate-uniform",
         works_without_data=False,
         bad_input=(
-            lambda p: erg.estimators.RecentringControlVariate(_minibatch("uniform")(p), centre=jnp.zeros(5)),
+            lambda p: erg.estimators.RecentringControlVariate(minibatch_of("uniform")(p), centre=jnp.zeros(5)),
             ValueError,
             "centre must have the shape",
         ),
     ),
     EstimatorRow(
         "SAGA",
-        lambda p: erg.estimators.SAGA(_minibatch("blocks")(p), centre=p.initial),
+        lambda p: erg.estimators.SAGA(minibatch_of("blocks")(p), centre=p.initial),
         "SAGA",
         works_without_data=False,
         streams=False,
-        bad_input=(lambda p: erg.estimators.SAGA(_minibatch("uniform")(p)), ValueError, "scheme='blocks'"),
+        bad_input=(lambda p: erg.estimators.SAGA(minibatch_of("uniform")(p)), ValueError, "scheme='blocks'"),
     ),
     EstimatorRow(
         "Clipped",
-        lambda p: erg.estimators.Clipped(_minibatch("blocks")(p), max_norm=0.05),
+        lambda p: erg.estimators.Clipped(minibatch_of("blocks")(p), max_norm=0.05),
         "Clipped",
         unbiased=False,
         bad_input=(
-            lambda p: erg.estimators.Clipped(_minibatch("blocks")(p), 0.0),
+            lambda p: erg.estimators.Clipped(minibatch_of("blocks")(p), 0.0),
             ValueError,
             "max_norm must be finite",
         ),
@@ -239,7 +238,7 @@ ESTIMATORS = [
         "RobustAggregate",
         unbiased=False,
         bad_input=(
-            lambda p: erg.estimators.RobustAggregate(_minibatch("blocks")(p), 3, "mean"),
+            lambda p: erg.estimators.RobustAggregate(minibatch_of("blocks")(p), 3, "mean"),
             ValueError,
             "rule must be one of",
         ),
@@ -328,121 +327,6 @@ ESTIMATORS += [
     ),
 ]
 
-
-def _one_step(posterior: erg.Posterior, params: PyTree, inner: PyTree, index: Any) -> tuple:
-    """A computation whose every step adds half the log density; the inner state is in nobody's way."""
-    return 0.5 * inner, posterior.log_density(params) / 2
-
-
-def _unrolled(name, **options):
-    def make(p):
-        settings = {"num_steps": 4, "window": 2, "sigma": 1.5, "num_pairs": 16} | options
-        step = jax.tree_util.Partial(_one_step, p)
-        return getattr(erg.estimators, name)(step, jnp.ones(2, jnp.result_type(float)), **settings)
-
-    return make
-
-
-ESTIMATORS += [
-    EstimatorRow(
-        "ForwardGradient",
-        lambda p: erg.estimators.ForwardGradient(_minibatch("uniform")(p), 8),
-        "ForwardGradient",
-        random_directions=True,
-        bad_input=(
-            lambda p: erg.estimators.ForwardGradient(p, directions="normal"),
-            ValueError,
-            "directions must be one of 'gaussian', 'signs'; got 'normal'",
-        ),
-    ),
-    EstimatorRow(
-        "SPSA",
-        lambda p: erg.estimators.SPSA(p, 1.5, 8),
-        "SPSA",
-        unbiased=False,
-        random_directions=True,
-        bad_input=(lambda p: erg.estimators.SPSA(p, 0.0), ValueError, "radius must be finite and above 0; got 0.0"),
-    ),
-    EstimatorRow(
-        "EvolutionStrategy",
-        lambda p: erg.estimators.EvolutionStrategy(p, 1.5, 16),
-        "EvolutionStrategy",
-        unbiased=False,
-        random_directions=True,
-        bad_input=(
-            lambda p: erg.estimators.EvolutionStrategy(p, 0.6, 0),
-            ValueError,
-            "num_pairs must be at least 1; got 0",
-        ),
-    ),
-    EstimatorRow(
-        "LowRankEvolution",
-        lambda p: erg.estimators.LowRankEvolution(_minibatch("blocks")(p), 1.5, 16),
-        "LowRankEvolution",
-        unbiased=False,
-        random_directions=True,
-        bad_input=(
-            lambda p: erg.estimators.LowRankEvolution(p, 0.6, rank=0),
-            ValueError,
-            "rank must be at least 1; got 0",
-        ),
-    ),
-    *(
-        EstimatorRow(
-            name,
-            _unrolled(name),
-            name,
-            unbiased=False,
-            streams=False,
-            adapts_posterior=True,
-            random_directions=True,
-            probes=False,
-            takes_posterior=False,
-            bad_input=(_unrolled(name, window=3), ValueError, "num_steps must be a multiple of window, 3; got 4"),
-        )
-        for name in ("PersistentEvolution", "EvolutionSingle")
-    ),
-]
-
-
-class NormalPolicy(eqx.Module):
-    """A normal around the parameters, as one vector, with standard deviation 2: far from the density at its mean."""
-
-    mean: jax.Array
-
-    def sample(self, key, sample_shape):
-        return self.mean[None] + 2 * jax.random.normal(key, (*sample_shape, *self.mean.shape), self.mean.dtype)
-
-    def log_prob(self, value):
-        return -jnp.sum((value - self.mean[None]) ** 2, axis=-1) / 8
-
-
-def _around(params):
-    return NormalPolicy(as_vector(params))
-
-
-def _log_densities(posterior, samples):
-    return jax.vmap(posterior.log_density)(samples)
-
-
-def _policy_gradient(posterior, num_samples=64):
-    reward = jax.tree_util.Partial(_log_densities, posterior)
-    return erg.estimators.PolicyGradient(_around, reward, num_samples)
-
-
-ESTIMATORS += [
-    EstimatorRow(
-        "PolicyGradient",
-        _policy_gradient,
-        "PolicyGradient",
-        unbiased=False,
-        streams=False,
-        adapts_posterior=True,
-        random_directions=True,
-        takes_posterior=False,
-        bad_input=(lambda p: _policy_gradient(p, 1), ValueError, "num_samples must be at least 2; got 1"),
-    ),
-]
 
 # --- kernels -------------------------------------------------------------------------------------------------------
 
@@ -604,4 +488,4 @@ KERNELS += [
 
 
 def kernel_of(row: KernelRow, posterior: erg.Posterior, **options: Any) -> Any:
-    return row.make(_minibatch(row.scheme)(posterior), options.pop("step_size", 0.05), **options)
+    return row.make(minibatch_of(row.scheme)(posterior), options.pop("step_size", 0.05), **options)

@@ -7,12 +7,14 @@ import pytest
 
 import ergodica as erg
 from ergodica.core.gradient import AbstractGradientEstimator
+from tests.contract.black_box_table import BLACK_BOX
 from tests.contract.checks import abstract, assert_close, assert_equal, differ
 from tests.contract.table import ESTIMATORS, NUM_DATA, POSITIONS, Counter, posterior_of
 
 NUM_CALLS = 5
+ROWS = [*ESTIMATORS, *BLACK_BOX]
 
-every_estimator = pytest.mark.parametrize("row", ESTIMATORS, ids=lambda row: row.label)
+every_estimator = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label)
 every_position = pytest.mark.parametrize("structure", POSITIONS)
 
 
@@ -41,13 +43,13 @@ def calls_in_python(estimator, key, params, estimate_once):
 
 def test_table_is_complete():
     """The estimator of variational objectives has a contract of its own (`test_variational.py`)."""
-    assert {row.name for row in ESTIMATORS} | {"VariationalGradient"} == {
+    assert {row.name for row in ROWS} | {"VariationalGradient"} == {
         name
         for name in erg.estimators.__all__
         if isinstance(getattr(erg.estimators, name), type)
         and issubclass(getattr(erg.estimators, name), AbstractGradientEstimator)
     }
-    assert len({row.label for row in ESTIMATORS}) == len(ESTIMATORS)
+    assert len({row.label for row in ROWS}) == len(ROWS)
 
 
 @every_estimator

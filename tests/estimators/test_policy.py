@@ -27,7 +27,7 @@ NUM_SAMPLES = 4
 
 
 class Scripted(eqx.Module):
-    """A categorical law of one or several prompts whose samples are given beforehand, or drawn."""
+    """A categorical law of one or several questions whose samples are given beforehand, or drawn."""
 
     logits: jax.Array
     outcome: jax.Array | None = None
@@ -135,7 +135,7 @@ def test_pass_at_k_is_the_known_formula(k):
 
 @pytest.mark.usefixtures("x64")
 def test_weights_are_those_of_the_definition():
-    """All subsets one by one, with ties and in any order, along the leading axis of two prompts."""
+    """All subsets one by one, with ties and in any order, along the leading axis of two questions."""
     rewards = np.array([[0.3, 1.0], [2.0, 0.0], [0.3, 0.0], [-1.0, 1.0], [0.9, 1.0]])
     for k, flag in itertools.product((2, 3), (False, True)):
         expected = np.zeros_like(rewards)
@@ -173,7 +173,7 @@ def test_beta_normalisation():
 
 @pytest.mark.usefixtures("x64")
 def test_beta_normalisation_is_biased():
-    """Two prompts, three samples each, all 64 outcomes of rewards 0 and 1: how far the mean is from that of leave-one-out."""
+    """Two questions, three samples each, all 64 outcomes of rewards 0 and 1: how far the mean is from that of leave-one-out."""
     p = np.array([0.2, 0.6])
     outcomes = np.array(list(itertools.product([0.0, 1.0], repeat=6))).reshape(-1, 3, 2)
     weights = np.prod(np.where(outcomes == 1, p, 1 - p), axis=(1, 2))
@@ -192,7 +192,7 @@ def test_beta_normalisation_is_biased():
 
 @pytest.mark.usefixtures("x64")
 def test_drawn_samples_give_the_gradient():
-    """Two prompts, 3,000 estimates; errors of 15% are seen."""
+    """Two questions, 3,000 estimates; errors of 15% are seen."""
     logits = jnp.stack([jnp.asarray(LOGITS), -jnp.asarray(LOGITS)])
     estimator = PolicyGradient(Scripted, reward, 8, MaxAtK(2))
     keys = jax.random.split(jax.random.key(3), 3000)
@@ -215,7 +215,7 @@ def test_bad_policies_are_refused():
         estimate(lambda y: jnp.sum(y.astype(float)))
     with pytest.raises(ValueError, match="shape of the log probabilities"):
         estimate(lambda y: jnp.ones((4, 2)))
-    with pytest.raises(ValueError, match="several prompts"):
+    with pytest.raises(ValueError, match="several questions"):
         estimate(lambda y: y.astype(float), BetaNormalised())
 
 

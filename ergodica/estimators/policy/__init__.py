@@ -1,4 +1,4 @@
-"""Gradients of what a policy earns: expected reward, best of k, normalised rewards; and how to spread samples over prompts."""
+"""Gradients of what a policy earns: expected reward, best of k, normalised rewards; and how to spread samples over questions."""
 
 from ergodica.estimators.policy.advantages import AbstractAdvantage, BetaNormalised, ExpectedReward, MaxAtK
 from ergodica.estimators.policy.allocation import gradient_variance_allocation, optimal_allocation

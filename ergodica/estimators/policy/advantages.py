@@ -120,7 +120,7 @@ def beta_normalised(rewards: Array, alpha: Array, beta: Array) -> Array:
 
 
 def matched_beta(rates: Array, max_concentration: float = 1e3) -> tuple[Array, Array]:
-    r"""Parameters for `beta_normalised` from the mean rewards of many prompts, by the method of moments.
+    r"""Parameters for `beta_normalised` from the mean rewards of many questions, by the method of moments.
 
     .. math:: \alpha = \max(1, 1 + a/3), \quad \beta = \max(1, 1 + b/3), \qquad
        (a, b) = \Big(\frac{m(1-m)}{v} - 1\Big)(m, 1 - m)
@@ -232,17 +232,17 @@ class MaxAtK(AbstractAdvantage):
 class BetaNormalised(AbstractAdvantage):
     """Rewards against their mean, over a Beta density that follows the batch (BNPO): biased.
 
-    Each prompt of the batch has its own mean; the Beta law is matched to the means of all prompts.
+    Each question of the batch has its own mean; the Beta law is matched to the means of all questions.
 
     Parameters
     ----------
     max_concentration : float
-        Bound for the matched law, needed where the prompts hardly differ.
+        Bound for the matched law, needed where the questions hardly differ.
 
     Notes
     -----
     The baseline includes the sample itself, and the normaliser depends on all of them: what is ascended is no expectation of the
-    reward. Prompts are reweighted by how likely their mean is under the law; rewards must be in [0, 1].
+    reward. Questions are reweighted by how likely their mean is under the law; rewards must be in [0, 1].
 
     References
     ----------
@@ -270,9 +270,9 @@ class BetaNormalised(AbstractAdvantage):
         return 2
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise unless there are several prompts to match the law to."""
+        """Raise unless there are several questions to match the law to."""
         if math.prod(shape[1:]) < 2:
             raise ValueError(
-                f"BetaNormalised matches a law to the mean rewards of several prompts; got rewards of shape {shape}. "
-                "Give the policy a batch of prompts, or use ExpectedReward()."
+                f"BetaNormalised matches a law to the mean rewards of several questions; got rewards of shape {shape}. "
+                "Give the policy a batch of questions, or use ExpectedReward()."
             )

@@ -1,4 +1,4 @@
-"""How many samples to give to each datum, prompt or site, so that the variance of the whole is least."""
+"""How many samples to give to each datum, question or site, so that the variance of the whole is least."""
 
 import heapq
 from typing import Any
@@ -70,19 +70,19 @@ def optimal_allocation(deviations: Any, total: int) -> np.ndarray:
 def gradient_variance_allocation(
     gradient_norms: Any, acceptance_rates: Any, total: int, *, alpha: float = 1e-3, beta: float = 2.0
 ) -> np.ndarray:
-    r"""Numbers of rejection samples a prompt that minimise the variance of the gradient (GVM; Yao et al. 2025).
+    r"""Numbers of rejection samples a question that minimise the variance of the gradient (GVM; Yao et al. 2025).
 
     .. math:: s_i = \frac{G_i}{\sqrt{p_i + \alpha/p_i^{\beta - 1}}}
 
     as the deviations of `optimal_allocation`. With :math:`\alpha = 0` that is the variance :math:`G_i^2/p_i` of the mean of the
-    accepted samples' gradients; :math:`\alpha > 0` takes samples away from prompts that hardly ever succeed.
+    accepted samples' gradients; :math:`\alpha > 0` takes samples away from questions that hardly ever succeed.
 
     Parameters
     ----------
     gradient_norms : array (m,)
         :math:`G_i`, the norm of the gradient of an accepted sample.
     acceptance_rates : array (m,)
-        :math:`p_i`, from a pilot. Prompts with 0 get nothing: nothing is known of them, and the pilot must be longer to
+        :math:`p_i`, from a pilot. Questions with 0 get nothing: nothing is known of them, and the pilot must be longer to
         tell.
     total : int
     alpha, beta : float

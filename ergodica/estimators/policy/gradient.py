@@ -32,7 +32,7 @@ class PolicyGradient(AbstractGradientEstimator):
 
     .. math:: \hat g = \frac1B \sum_{b=1}^B \sum_{i=1}^n s_{ib}\, \nabla_\theta \log p_\theta(y_{ib}), \qquad y_{ib} \sim p_\theta
 
-    with the weights :math:`s` of an `AbstractAdvantage`, and B the size of the batch of the policy's law, such as prompts.
+    with the weights :math:`s` of an `AbstractAdvantage`, and B the size of the batch of the policy's law, such as questions.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class PolicyGradient(AbstractGradientEstimator):
     --------
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
     >>> from ergodica.estimators import MaxAtK
-    >>> def policy(logits):  # two prompts, three answers
+    >>> def policy(logits):  # two questions, three answers
     ...     return dist.Categorical(logits=logits)
     >>> right = jnp.array([2, 0])
     >>> gradient = PolicyGradient(policy, lambda y: (y == right[None]).astype(float), 64, MaxAtK(4))
@@ -106,7 +106,7 @@ class PolicyGradient(AbstractGradientEstimator):
     def estimate(self, key: Key, params: PyTree, state: None, batch: Batch | None = None) -> tuple[Estimate, None]:
         """Sample the policy, and weight the scores of the samples."""
         if batch is not None:
-            raise ValueError("PolicyGradient takes no batch that is handed over; let the policy hold its prompts.")
+            raise ValueError("PolicyGradient takes no batch that is handed over; let the policy hold its questions.")
         samples = jax.lax.stop_gradient(self.policy(params).sample(key, (self.num_samples,)))
         rewards = jax.lax.stop_gradient(self._checked(self.reward(samples)))
 
