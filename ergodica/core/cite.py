@@ -119,6 +119,11 @@ BIBLIOGRAPHY: dict[str, str] = {
   title = {Categorical Reparameterization with {G}umbel-Softmax},
   booktitle = {5th International Conference on Learning Representations}, year = {2017}
 }""",
+    "jiang2024": """@inproceedings{jiang2024,
+  author = {Jiang, Jinyang and Zhang, Zeliang and Xu, Chenliang and Yu, Zhaofei and Peng, Yijie},
+  title = {One Forward is Enough for Neural Network Training via Likelihood Ratio Method},
+  booktitle = {12th International Conference on Learning Representations}, year = {2024}
+}""",
     "johnson2013": """@inproceedings{johnson2013,
   author = {Johnson, Rie and Zhang, Tong},
   title = {Accelerating Stochastic Gradient Descent using Predictive Variance Reduction},
@@ -188,6 +193,12 @@ BIBLIOGRAPHY: dict[str, str] = {
   author = {Nesterov, Yurii and Spokoiny, Vladimir},
   title = {Random Gradient-Free Minimization of Convex Functions},
   journal = {Foundations of Computational Mathematics}, volume = {17}, pages = {527--566}, year = {2017}
+}""",
+    "neyman1934": """@article{neyman1934,
+  author = {Neyman, Jerzy},
+  title = {On the Two Different Aspects of the Representative Method: The Method of Stratified Sampling and the Method of
+    Purposive Selection},
+  journal = {Journal of the Royal Statistical Society}, volume = {97}, number = {4}, pages = {558--625}, year = {1934}
 }""",
     "paulus2021": """@inproceedings{paulus2021,
   author = {Paulus, Max B. and Maddison, Chris J. and Krause, Andreas},
@@ -302,6 +313,11 @@ BIBLIOGRAPHY: dict[str, str] = {
     "xiao2025": """@misc{xiao2025,
   author = {Xiao, Changyi and Zhang, Mengdi and Cao, Yixin},
   title = {{BNPO}: Beta Normalization Policy Optimization}, note = {arXiv:2506.02864}, year = {2025}
+}""",
+    "yao2025": """@misc{yao2025,
+  author = {Yao, Jiarui and Hao, Yifan and Zhang, Hanning and Dong, Hanze and Xiong, Wei and Jiang, Nan and Zhang, Tong},
+  title = {Optimizing Chain-of-Thought Reasoners via Gradient Variance Minimization in Rejection Sampling and {RL}},
+  note = {arXiv:2505.02391}, year = {2025}
 }""",
     "yin2018": """@inproceedings{yin2018,
   author = {Yin, Dong and Chen, Yudong and Ramchandran, Kannan and Bartlett, Peter},

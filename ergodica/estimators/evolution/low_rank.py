@@ -115,10 +115,11 @@ class LowRankEvolution(AbstractBlackBox):
 
     Notes
     -----
-    Entries of :math:`E` are uncorrelated with variance 1, but not Gaussian for finite :math:`r`. The estimate is therefore exact in
-    the mean on quadratics, for every rank; elsewhere it is biased to order :math:`\sigma^2`, and is not the gradient of a Gaussian
-    smoothing, since :math:`E` is not the score of its own law. On a quadratic with gradient :math:`G`, the total variance
-    of a pair is
+    Entries of :math:`E` are uncorrelated with variance 1, but not Gaussian for finite :math:`r`. The estimate is exact in the
+    mean on quadratics, for every rank. Elsewhere it is biased to order :math:`\sigma^2`, and is not the gradient of a Gaussian
+    smoothing, since :math:`E` is not the score of its own law: on :math:`\sum_{ij} a_{ij} W_{ij}^3` the bias is
+    :math:`(3 + 6/r)\, a_{ij} \sigma^2`, three times that of `EvolutionStrategy` at rank 1. On a quadratic with gradient
+    :math:`G`, the total variance of a pair is
 
     .. math:: \lVert G\rVert^2 \left(m n + 1 + \frac{2(m + n + 1)}{r}\right),
 

@@ -126,7 +126,7 @@ def test_a_baseline_that_includes_itself_is_seen():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("rank", [1, 2])
 def test_low_rank_has_its_moments(rank):
-    """A 2 x 2 matrix, every point for all entries of both factors; exact in the mean on a quadratic at every rank."""
+    """A 2 x 2 matrix, every point for all entries of both factors; exact in the mean on a quadratic, and its bias on a cubic."""
     rng = np.random.default_rng(0)
     slope, curvature = rng.normal(size=(2, 2)), rng.normal(size=(4, 4))
     w = jnp.array([[0.3, -0.4], [1.2, 0.1]])
@@ -139,6 +139,9 @@ def test_low_rank_has_its_moments(rank):
     mean, covariance = exact_moments(LowRankEvolution(f, SIGMA, rank=rank), w, 4 * rank)
     np.testing.assert_allclose(mean, g.ravel(), rtol=1e-11)
     np.testing.assert_allclose(np.trace(covariance), np.sum(g**2) * (4 + 1 + 2 * (2 + 2 + 1) / rank), rtol=1e-11)
+    mean, _ = exact_moments(LowRankEvolution(lambda w: jnp.sum(slope * w**3), SIGMA, rank=rank), w, 4 * rank)
+    bias = SIGMA**2 * slope * (3 + 6 / rank)
+    np.testing.assert_allclose(mean, (3 * slope * np.asarray(w) ** 2 + bias).ravel(), rtol=1e-11)
 
 
 @pytest.mark.usefixtures("x64")

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ergodica as erg
 from ergodica.core import rng, tree
-from ergodica.estimators import EvolutionSingle, PersistentEvolution
+from ergodica.estimators import EvolutionSingle, EvolutionStrategy, PersistentEvolution
 from tests.support.quadrature import moments, normal_rule, normals
 from tests.support.statistics import REJECTION, THRESHOLD, z_scores
 
@@ -141,6 +142,17 @@ def test_pairs_average_and_episodes_begin_anew():
                 assert np.abs(z).max() > REJECTION
             else:
                 assert np.abs(z).max() < THRESHOLD
+
+
+@pytest.mark.usefixtures("x64")
+def test_compare_gradients_takes_them():
+    """One window is the whole episode here, and all three agree with each other; costs are calls of step."""
+    estimators = {cls.__name__: make(cls, window=NUM_STEPS, num_pairs=16) for cls in CLASSES}
+    estimators["ES"] = EvolutionStrategy(whole, 0.4, 16)
+    table = erg.compare_gradients(jax.random.key(0), estimators, jnp.asarray(THETA), num_repeats=960, num_timings=0)
+    assert table.attrs["reference"] == "pooled"
+    assert table.verdict.sel(point=0).values.tolist() == ["unbiased"] * 3
+    assert table.datum_gradients.sel(point=0).values.tolist() == [2 * 16 * NUM_STEPS] * 2 + [2 * 16]
 
 
 def test_bad_input_is_refused():
