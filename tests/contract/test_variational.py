@@ -22,9 +22,14 @@ every_site = pytest.mark.parametrize(
     "row", [pytest.param(row, marks=pytest.mark.slow) if row.slow else row for row in SITES], ids=lambda row: row.label
 )
 every_objective = pytest.mark.parametrize("row", OBJECTIVES, ids=lambda row: row.label)
+SPOKESMEN = ("LeaveOneOut", "Score-moving-average", "Enumerate", "Reparam-stl")
+some_sites = pytest.mark.parametrize(
+    "row",
+    [row if row.label in SPOKESMEN else pytest.param(row, marks=pytest.mark.sweep) for row in SITES],
+    ids=lambda row: row.label,
+)
+"""What is slow, and the same code for all: one row for each way in which a site is run speaks for the others."""
 NUM_CALLS = 3
-IN_SVI = ("LeaveOneOut", "Score-moving-average", "Enumerate", "Reparam-stl")
-"""What SVI sees is the objective: these speak for the others, one for each way in which a site is run."""
 
 
 def public(kind):
@@ -53,20 +58,32 @@ run = jax.jit(calls)
 
 
 @every_site
-def test_scan_equals_eager_loop_and_mapped_equals_single(row):
+def test_keys_decide(row):
     case = program()
     estimator, keys = gradient_of(row, case), jax.random.split(jax.random.key(1), 2)
-    scanned = run(estimator, keys[0], case.params)
-    key_init, key_steps = jax.random.split(keys[0])
+    first = run(estimator, keys[0], case.params)
+    assert_equal(run(estimator, keys[0], case.params), first)
+    assert differ(run(estimator, keys[1], case.params), first)
+
+
+@some_sites
+def test_mapped_equals_single(row):
+    case = program()
+    estimator, keys = gradient_of(row, case), jax.random.split(jax.random.key(1), 2)
+    together = jax.vmap(run, in_axes=(None, 0, None))(estimator, keys, case.params)
+    assert_close(jax.tree.map(lambda x: x[0], together), run(estimator, keys[0], case.params))
+
+
+@some_sites
+def test_scan_equals_eager_loop(row):
+    case = program()
+    estimator = gradient_of(row, case)
+    key_init, key_steps = jax.random.split(jax.random.key(1))
     state, path = estimator.init(key_init, case.params), []
     for i in range(NUM_CALLS):
         estimate, state = estimator.estimate(jax.random.fold_in(key_steps, i), case.params, state)
         path.append((estimate.gradient, estimate.value, state))
-    assert_close(jax.tree.map(lambda *leaves: jnp.stack(leaves), *path), scanned)
-    together = jax.vmap(run, in_axes=(None, 0, None))(estimator, keys, case.params)
-    assert_close(jax.tree.map(lambda x: x[0], together), scanned)
-    assert_equal(run(estimator, keys[0], case.params), scanned)
-    assert differ(run(estimator, keys[1], case.params), scanned)
+    assert_close(jax.tree.map(lambda *leaves: jnp.stack(leaves), *path), run(estimator, jax.random.key(1), case.params))
 
 
 @every_site
@@ -126,11 +143,7 @@ def test_one_trace_serves_all_data_of_one_shape(row):
     assert any(leaf is second.args[0] for leaf in jax.tree.leaves(second))
 
 
-@pytest.mark.parametrize(
-    "row",
-    [row if row.label in IN_SVI else pytest.param(row, marks=pytest.mark.sweep) for row in SITES],
-    ids=lambda row: row.label,
-)
+@some_sites
 def test_goes_into_svi(row):
     """One compiled step of SVI moves the parameters, and the loss is the objective's negative value."""
     case, loss = program(), loss_of(row)
