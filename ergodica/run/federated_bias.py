@@ -14,9 +14,11 @@ from ergodica.core.federated import AbstractFederatedGradient
 from ergodica.core.kernel import AbstractKernel
 from ergodica.core.types import Key, Position, PyTree
 from ergodica.run import bias
+from ergodica.run.federated_escape import escape_barriers
 from ergodica.run.federated_law import FederatedLaw, client_steps, federated_law
 
 NUM_POINTS = 8
+LOW_BARRIER = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,10 @@ class PredictedFederation:
         The :math:`\varepsilon_s^2` of the paper, the mean over the client's data of
         ``|grad log p(x_i) - grad log q_s / N_s|**2``, and the same without a surrogate. They contain the spread between the
         client's own data, which no surrogate takes away.
+    barriers : array (S,)
+        Height in nats of the barrier over which a chain can leave during a visit to each client, at most; ``inf`` where none was
+        found (`ergodica.run.federated_escape.escape_barriers`), NaN where correlations were left out. Below about 10, long visits
+        lose chains, whatever the other figures say.
     clients : tuple
         The clients' labels.
     local_steps : int array (S,)
@@ -60,6 +66,7 @@ class PredictedFederation:
     misfit: np.ndarray
     surrogate_error: np.ndarray
     gradient_size: np.ndarray
+    barriers: np.ndarray
     clients: tuple
     local_steps: np.ndarray
     full: bool
@@ -86,6 +93,13 @@ class PredictedFederation:
             f"Of what sets the clients' gradients apart (mean square) surrogates leave {self.misfit.min():.2g} to "
             f"{self.misfit[poorest]:.2g}, most at client {self.clients[poorest]!r}.",
         ]
+        if np.min(self.barriers) < LOW_BARRIER:
+            lowest = int(np.argmin(self.barriers))
+            lines.append(
+                f"At client {self.clients[lowest]!r} a chain is kept by a barrier of {self.barriers[lowest]:.1f} nats at most, "
+                "beyond which the density that it follows rises without end: long visits lose chains, which the figures above "
+                "do not see. Make visits shorter, or the surrogates' tails closer to those of the likelihoods."
+            )
         if not self.full:
             lines.append("Computed coordinate by coordinate: correlations of the posterior were left out.")
         return "\n".join(lines)
@@ -131,11 +145,11 @@ def predict_federated(
     -----
     Exact for likelihoods that are quadratic, as far as the noise is the same everywhere: its covariance is the mean over 8 draws
     from the Laplace approximation of the posterior. Not for multimodal posteriors, nor for visits so long that a chain leaves
-    the region in which its client's likelihood is quadratic.
+    the region in which its client's likelihood is quadratic: where that ends in no return, ``barriers`` says so.
 
-    Cost: ``D`` Hessian-vector products and 8 gradients of each datum, and the mode if it must be found; then linear algebra in
-    ``D * D`` unknowns, and the longest visit in products of ``S`` matrices. It needs all data in one place, or a client's
-    gradient, curvature and noise from each.
+    Cost: ``2D`` Hessian-vector products, 8 gradients and 121 likelihoods of each datum, and the mode if it must be found; then
+    linear algebra in ``D * D`` unknowns, and the longest visit in products of ``S`` matrices. It needs all data in one place, or
+    a client's gradient, curvature and noise from each.
 
     References
     ----------
@@ -182,6 +196,7 @@ def predict_federated(
         misfit=_misfit(share, means, own),
         surrogate_error=error,
         gradient_size=size_of_gradient,
+        barriers=np.full(share.shape, np.nan) if diagonal else escape_barriers(gradient, centre, total),
         clients=gradient.shards.names,
         local_steps=np.array(steps),
         full=not diagonal,
