@@ -47,18 +47,20 @@ def escape_barriers(gradient: AbstractFederatedGradient, centre: Position, curva
     values, vectors = np.linalg.eigh(root.T @ tails @ root)
     lines = np.einsum("ij,sj->si", root, vectors[:, :, 0])
     heights = np.asarray(_along(gradient, centre, jnp.asarray(lines, ravel_pytree(centre)[0].dtype)), np.float64)
-    middle = NUM_PLACES // 2
-    sides = np.stack([heights[:, middle:], heights[:, middle::-1]], 1)
-    found = np.array([[barrier(side) for side in client] for client in sides]).min(-1)
+    found = np.array([barrier(line) for line in heights])
     return np.where(values[:, 0] < 0, found, np.inf)
 
 
 def barrier(heights: np.ndarray) -> float:
-    """How far a log density falls along a line before it rises again for good; ``inf`` where it does not."""
-    lowest = int(np.argmin(heights))
-    if lowest == len(heights) - 1:
-        return np.inf
-    return float(heights[: lowest + 1].max() - heights[lowest])
+    """How far a log density on a line falls, from its top, before it rises to an end of it; ``inf`` where it rises to none."""
+    rising = np.diff(heights) > 0
+    last_fall, first_rise = np.flatnonzero(~rising), np.flatnonzero(rising)
+    right = last_fall[-1] + 1 if len(last_fall) else 0  # from here on it rises to the right
+    left = first_rise[0] if len(first_rise) else len(heights) - 1  # up to here it falls from the left
+    if left >= right:
+        return 0.0 if len(heights) > 1 and (left > 0 or right < len(heights) - 1) else np.inf
+    ends = [heights[k] for k, end in ((left, 0), (right, len(heights) - 1)) if k != end]
+    return float(heights[left : right + 1].max() - max(ends)) if ends else np.inf
 
 
 @jax.jit

@@ -75,7 +75,15 @@ def test_quadratic_likelihoods_keep_their_chains():
 
 @pytest.mark.parametrize(
     ("heights", "expected"),
-    [([0.0, -1.0, -2.0], np.inf), ([0.0, 0.5, -2.0, -1.0], 2.5), ([0.0, -1.0, 3.0, -5.0, 0.0], 8.0), ([0.0, 1.0], 0.0)],
+    [
+        ([-3.0, -1.0, 0.0, -1.0, -2.0], np.inf),  # a mode
+        ([-3.0, 0.0, 0.5, -2.0, -1.0], 2.5),  # rises to the right beyond a trough
+        ([2.0, -1.0, 3.0, -5.0, 0.0], 4.0),  # to both: the lower barrier counts
+        ([1.0, 2.0, 1.5, 4.0, 9.0], 0.5),  # the top is off the middle, and the trough above the start
+        ([0.0, 1.0, 2.0], 0.0),  # rises all the way
+        ([2.0, 1.0, 0.0], 0.0),
+        ([2.0, 1.0, 1.5], 0.0),  # a trough without a top
+    ],
 )
 def test_barrier(heights, expected):
     assert barrier(np.array(heights)) == expected
