@@ -17,6 +17,17 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+HASTY = ("contract", "docs", "models")
+"""Folders whose tests run each program once or twice, so that its compilation is nearly all of the time."""
+
+
+@pytest.fixture(autouse=True)
+def compilation(request):
+    """Compile with few optimisations where that saves more than it costs; laws and runs are tested as users have them."""
+    hasty = request.path.relative_to(ROOT / "tests").parts[0] in HASTY or "variational" in request.path.parts
+    jax.config.update("jax_disable_most_optimizations", hasty)
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test: ``@pytest.mark.usefixtures("x64")``."""

@@ -486,6 +486,12 @@ KERNELS += [
 ]
 # Kernels made by `from_blackjax` belong here too, with ``streams=False, probes=False``: they are rows like any other.
 
+PRESETS = frozenset(
+    {f"{name}-uniform" for name in ("ABOBA", "BADODAB", "BAOA", "LieTrotter", "OBABO", "SGHMC", "SGNHT", "UBU")}
+    | {"Splitting-OABAO", "MultiplicativeLangevin-ambient", "NoiseCorrectedSGLD-given"}
+)
+"""Rows whose class another row runs with other settings."""
+
 
 def kernel_of(row: KernelRow, posterior: erg.Posterior, **options: Any) -> Any:
     return row.make(minibatch_of(row.scheme)(posterior), options.pop("step_size", 0.05), **options)

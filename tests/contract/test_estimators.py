@@ -14,7 +14,13 @@ from tests.contract.table import ESTIMATORS, NUM_DATA, POSITIONS, Counter, poste
 NUM_CALLS = 5
 ROWS = [*ESTIMATORS, *BLACK_BOX]
 
-every_estimator = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label)
+SWEPT = ("DataParallel-full",)
+"""Slow, and the same class as the row before it."""
+every_estimator = pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=pytest.mark.sweep) if row.label in SWEPT else row for row in ROWS],
+    ids=lambda row: row.label,
+)
 every_position = pytest.mark.parametrize("structure", POSITIONS)
 
 

@@ -9,11 +9,17 @@ import ergodica as erg
 from ergodica.core.kernel import AbstractKernel
 from ergodica.run.checkpoint import Store
 from tests.contract.checks import abstract, assert_close, assert_equal, differ
-from tests.contract.table import KERNELS, NUM_DATA, POSITIONS, Counter, kernel_of, posterior_of
+from tests.contract.table import KERNELS, NUM_DATA, POSITIONS, PRESETS, Counter, kernel_of, posterior_of
 
 NUM_STEPS = 4
 
 every_kernel = pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.label)
+compiled = pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=pytest.mark.sweep) if row.label in PRESETS else row for row in KERNELS],
+    ids=lambda row: row.label,
+)
+"""For checks that compile programs: presets of one class wait for the sweep, since another row runs the same code."""
 every_position = pytest.mark.parametrize("structure", POSITIONS)
 
 
@@ -48,7 +54,7 @@ def test_table_is_complete():
     assert len({row.label for row in KERNELS}) == len(KERNELS)
 
 
-@every_kernel
+@compiled
 def test_scan_equals_loop_equals_eager(row):
     kernel, position, key = kernel_of(row, posterior_of("dict")), POSITIONS["dict"](), jax.random.key(1)
     scanned = run(kernel, key, position)
@@ -56,7 +62,7 @@ def test_scan_equals_loop_equals_eager(row):
     assert_close(run_in_python(kernel, key, position, lambda k, key, s: k.step(key, s)), scanned)
 
 
-@every_kernel
+@compiled
 def test_resumed_from_disk_is_bit_identical(row, tmp_path):
     """All that a kernel needs to go on is in the leaves of its state, and they come back from a file as they were."""
     kernel, key = kernel_of(row, posterior_of("dict")), jax.random.key(1)
@@ -73,7 +79,7 @@ def test_resumed_from_disk_is_bit_identical(row, tmp_path):
     assert_equal(info_of_resumed, info)
 
 
-@every_kernel
+@compiled
 def test_chains_together_are_chains_one_by_one(row):
     """Or, where chains know of each other, are not."""
     kernel = kernel_of(row, posterior_of("array"))
@@ -88,7 +94,7 @@ def test_chains_together_are_chains_one_by_one(row):
         assert differ(together, alone)
 
 
-@every_kernel
+@compiled
 def test_keys_decide(row):
     kernel, position = kernel_of(row, posterior_of("array")), POSITIONS["array"]()
     first = run(kernel, jax.random.key(3), position)
@@ -114,7 +120,7 @@ def test_state_is_a_fixed_point_and_info_is_scalar(row, structure):
     assert info.diverging.dtype == jnp.bool_
 
 
-@every_kernel
+@compiled
 def test_positions_stay_finite_and_move(row):
     states, infos = run(kernel_of(row, posterior_of("scalar")), jax.random.key(5), POSITIONS["scalar"]())
     assert not np.any(infos.diverging)
@@ -132,7 +138,7 @@ def test_info_reports_what_was_used(row):
     assert np.all(np.asarray(infos.grad_norm) > 0)
 
 
-@every_kernel
+@compiled
 def test_divergence_is_flagged_not_raised(row):
     kernel = kernel_of(row, posterior_of("array"), step_size=1e30)
     _, infos = run(kernel, jax.random.key(5), POSITIONS["array"]())
@@ -140,7 +146,7 @@ def test_divergence_is_flagged_not_raised(row):
 
 
 @pytest.mark.usefixtures("x64")
-@every_kernel
+@compiled
 def test_double_precision(row):
     kernel, position = kernel_of(row, posterior_of("dict")), POSITIONS["dict"]()
     state, info = jax.eval_shape(
@@ -152,7 +158,7 @@ def test_double_precision(row):
     assert jax.tree.leaves(states.position)[0].dtype == jnp.float64
 
 
-@every_kernel
+@compiled
 def test_single_precision_positions_under_double_precision(row):
     """A float32 position stays float32 where the default is float64."""
     with jax.enable_x64(True):
@@ -170,7 +176,7 @@ def test_single_precision_positions_under_double_precision(row):
         assert abstract(after) == abstract(state)
 
 
-@every_kernel
+@compiled
 def test_one_trace_serves_other_settings_and_data(row):
     """Neither a second call nor another value of a hyper-parameter or of the data traces the log density again."""
     counter = Counter()
@@ -186,7 +192,7 @@ def test_one_trace_serves_other_settings_and_data(row):
     assert len(set(counts)) == 1
 
 
-@every_kernel
+@compiled
 def test_hyperparameters_can_be_mapped_over(row):
     posterior = posterior_of("array")
 
@@ -199,7 +205,7 @@ def test_hyperparameters_can_be_mapped_over(row):
     assert_close(jax.vmap(after_one_step)(sizes), jnp.stack([after_one_step(h) for h in sizes]))
 
 
-@every_kernel
+@compiled
 def test_schedules(row):
     """A function of the step count: the value that each step used is the one reported."""
     kernel = kernel_of(
@@ -214,7 +220,7 @@ def test_schedules(row):
 
 
 @pytest.mark.usefixtures("key_reuse_checker")
-@every_kernel
+@compiled
 def test_no_key_is_used_twice(row):
     kernel, position = kernel_of(row, posterior_of("dict")), POSITIONS["dict"]()
 
@@ -242,7 +248,7 @@ def test_the_checker_sees_a_key_used_twice():
         jax.jit(careless)(kernel, jax.random.key(0), position)
 
 
-@every_kernel
+@compiled
 def test_probe_leaves_the_chain_alone(row):
     """Its gradient has the structure of the position and another key gives another; the next step is what it was."""
     kernel, position = kernel_of(row, posterior_of("dict")), POSITIONS["dict"]()
