@@ -43,7 +43,7 @@ def model(x):
         numpyro.sample("x", dist.Normal(w + 1.5 * z, 1.0), obs=x)
 
 
-def guide(x):  # noqa: ARG001
+def guide(x):  # noqa: ARG001  (NumPyro calls it as the model)
     z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("logit", jnp.array(-2.0))))
     loc = numpyro.param("loc", jnp.array([0.0, 0.0]))
     log_scale = numpyro.param("log_scale", jnp.array([0.0, 0.0]))

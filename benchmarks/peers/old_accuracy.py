@@ -20,7 +20,7 @@ import numpy as np
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BENCHMARKS))
-from accuracy.data import BATCH_SIZE, NUM_DATA, SIZE, gaussian_rows  # noqa: E402
+from accuracy.data import BATCH_SIZE, NUM_DATA, SIZE, gaussian_rows  # noqa: E402  (found by the path above)
 
 RESULT = BENCHMARKS / "results" / "peers_old_accuracy.json"
 TUNED = BENCHMARKS / "results" / "gradients_to_accuracy.json"
@@ -174,10 +174,10 @@ def times(step_size, num_steps=10_000, repeats=7):
             if repeat >= 0:
                 found[name].append(1e6 * (time.perf_counter() - begin) / num_steps)
     longer, shorter = found.pop("jax-sgmc sgld, twice the steps"), found.pop("jax-sgmc sgld, once")
-    found["jax-sgmc sgld, data on the device"] = [a - b for a, b in zip(longer, shorter)]  # noqa: B905
+    found["jax-sgmc sgld, data on the device"] = [a - b for a, b in zip(longer, shorter)]  # noqa: B905  (Python 3.9 has no strict=)
     rows = {}
     for name, values in found.items():
-        ratios = sorted(v / f for v, f in zip(values, found["floor"]))  # noqa: B905
+        ratios = sorted(v / f for v, f in zip(values, found["floor"]))  # noqa: B905  (Python 3.9 has no strict=)
         quarter = len(ratios) // 4
         rows[name] = {
             "microseconds": statistics.median(values),

@@ -68,31 +68,6 @@ if TYPE_CHECKING:
         expectation_gradient,
     )
 
-# imported at first use, since they import NumPyro
-_VARIATIONAL = (
-    "AbstractSiteEstimator",
-    "DisARM",
-    "ELBO",
-    "Enumerate",
-    "GumbelSoftmax",
-    "IWELBO",
-    "REBAR",
-    "LeaveOneOut",
-    "MeasureValued",
-    "MovingAverage",
-    "MuProp",
-    "Network",
-    "RaoBlackwellGumbel",
-    "ReinMax",
-    "Reparam",
-    "Score",
-    "SiteError",
-    "StraightThrough",
-    "VIMCO",
-    "VariationalGradient",
-    "expectation_gradient",
-)
-
 __all__ = [
     "ELBO",
     "IWELBO",
@@ -150,7 +125,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _VARIATIONAL:
+    """Import what is not there yet at first use: those of `variational`, since they import NumPyro."""
+    if name not in __all__:
         raise AttributeError(f"module 'ergodica.estimators' has no attribute {name!r}")
     value = getattr(importlib.import_module("ergodica.estimators.variational"), name)
     globals()[name] = value
