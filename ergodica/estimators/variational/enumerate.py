@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ergodica.core.types import Key, PyTree
-from ergodica.estimators.variational.facts import Context, Distribution, Draw, Site, base
+from ergodica.estimators.variational.facts import Context, Distribution, Draw, Site, list_support
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 
 MAX_CONFIGURATIONS = 2**16
@@ -22,7 +22,8 @@ class Enumerate(AbstractSiteEstimator):
 
     The rest of the program runs once for each value, with common random numbers. Along a plate that all terms downstream are
     inside of, all elements take the value at once, and each is weighted by its own probability; elements that some term depends on
-    jointly are enumerated jointly, :math:`A^n` runs for :math:`n` of them. Enumerated sites multiply.
+    jointly are enumerated jointly, :math:`A^n` runs for :math:`n` of them. Enumerated sites multiply. One-hot vectors,
+    ``Multinomial(1, probs=…)``, have as many values as entries.
 
     Raises
     ------
@@ -77,8 +78,9 @@ class Enumerate(AbstractSiteEstimator):
 
     def draw(self, key: Key, fn: Distribution, branch: Array | int, site: Site, noise: PyTree) -> Draw:  # noqa: ARG002
         """Take the configuration of the branch."""
-        support = base(fn).enumerate_support(expand=False)
-        value = support.reshape(support.shape[0], *site.element_shape)[configurations(site)[branch]]
+        support = list_support(fn)
+        assert support is not None
+        value = support[configurations(site)[branch]]
         return Draw(jax.lax.stop_gradient(jnp.broadcast_to(value, site.batch_shape + site.event_shape)))
 
     def log_weights(self, log_prob: Array) -> Array:

@@ -4,10 +4,15 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 from numpyro import distributions as dist
 
+from ergodica.core import check
 from ergodica.core.types import PyTree
+
+ONE_HOT = ("MultinomialProbs", "MultinomialLogits")
 
 type Distribution = Any
 """A `numpyro.distributions.Distribution`."""
@@ -166,3 +171,21 @@ def unmasked(fn: Distribution) -> Distribution:
     while isinstance(fn, dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
+
+
+def is_one_trial(law: Distribution) -> bool:
+    """Whether a multinomial law is known to have one trial: its values are one-hot vectors."""
+    count = law.total_count
+    return check.is_concrete(count) and bool(np.all(np.asarray(count) == 1))
+
+
+def list_support(fn: Distribution) -> Array | None:
+    """All values of one element of a discrete site (A, element shape), or ``None`` where they cannot be listed."""
+    law = base(fn)
+    if type(law).__name__ in ONE_HOT:
+        return jnp.eye(law.event_shape[0], dtype=int) if is_one_trial(law) else None
+    try:
+        support = law.enumerate_support(expand=False)
+        return support.reshape(support.shape[0], *law.event_shape)
+    except (NotImplementedError, TypeError, ValueError):  # unbounded, or a size that is no constant
+        return None

@@ -15,18 +15,24 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 from numpyro import distributions as dist
 
-from ergodica.core import check
 from ergodica.core.types import Key, PyTree
-from ergodica.estimators.variational.facts import Context, Distribution, Draw, Site, SiteError, base
+from ergodica.estimators.variational.facts import (
+    ONE_HOT,
+    Context,
+    Distribution,
+    Draw,
+    Site,
+    SiteError,
+    base,
+    is_one_trial,
+)
 from ergodica.estimators.variational.reparam import other_than_reparam
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 
 BITS = ("BernoulliProbs", "BernoulliLogits")
-ONE_HOT = ("MultinomialProbs", "MultinomialLogits")
 
 
 class AbstractRelaxation(AbstractSiteEstimator):
@@ -83,12 +89,6 @@ def log_probabilities(estimator: AbstractSiteEstimator, fn: Distribution, site: 
             estimator, "its total_count is not the constant 1, so it is no one-hot vector", "LeaveOneOut()"
         )
     return jax.nn.log_softmax(jnp.broadcast_to(law.logits, site.batch_shape + site.event_shape), axis=-1)
-
-
-def is_one_trial(law: Distribution) -> bool:
-    """Whether a multinomial law is known to have one trial."""
-    count = law.total_count
-    return check.is_concrete(count) and bool(np.all(np.asarray(count) == 1))
 
 
 def log_mass(fn: Distribution, value: Array) -> Array:

@@ -11,7 +11,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 
 from ergodica.core.types import PyTree
-from ergodica.estimators.variational.facts import Plate, Site, base, unmasked
+from ergodica.estimators.variational.facts import Plate, Site, base, list_support, unmasked
 
 MODEL, GUIDE = "log p({})", "-log q({})"
 
@@ -111,12 +111,7 @@ def _static(sites: dict) -> dict:
 
 def _facts(site: dict) -> dict:
     fn = site["fn"]
-    size = None
-    if fn.support.is_discrete:
-        try:
-            size = int(base(fn).enumerate_support(expand=False).shape[0])
-        except (NotImplementedError, TypeError, ValueError):  # unbounded, or a size that is no constant
-            size = None
+    support = list_support(fn) if fn.support.is_discrete else None
     return {
         "distribution": type(base(fn)).__name__,
         "batch_shape": tuple(fn.batch_shape),
@@ -125,7 +120,7 @@ def _facts(site: dict) -> dict:
         "discrete": bool(fn.support.is_discrete),
         "reparameterised": bool(fn.has_rsample),
         "delta": isinstance(base(fn), dist.Delta),
-        "support_size": size,
+        "support_size": None if support is None else int(support.shape[0]),
         "in_scan": bool(site.get("_control_flow_done", False)),
         "auxiliary": bool(site["infer"].get("is_auxiliary", False)),
     }
