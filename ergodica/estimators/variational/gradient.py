@@ -11,9 +11,8 @@ from numpyro.handlers import replay, seed, trace
 from ergodica.core import check
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.types import Batch, Estimate, Key, PyTree
-from ergodica.estimators.variational.choose import choose
-from ergodica.estimators.variational.objective import AbstractObjective
-from ergodica.estimators.variational.structure import Program, inspect
+from ergodica.estimators.variational.loss import AbstractLoss
+from ergodica.estimators.variational.structure import Program
 from ergodica.estimators.variational.wrap import LEARNED
 
 
@@ -53,14 +52,14 @@ class VariationalGradient(AbstractGradientEstimator):
     -0.347 2
     """
 
-    loss: AbstractObjective
+    loss: AbstractLoss
     model: Callable = eqx.field(static=True)
     guide: Callable = eqx.field(static=True)
     args: tuple
     kwargs: dict
 
-    def __init__(self, loss: AbstractObjective, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
-        self.loss = check.instance("loss", loss, AbstractObjective, "such as ELBO(num_particles=8)")
+    def __init__(self, loss: AbstractLoss, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+        self.loss = check.instance("loss", loss, AbstractLoss, "such as ELBO(num_particles=8)")
         self.model = check.function("model", model)
         self.guide = check.function("guide", guide)
         self.args, self.kwargs = args, kwargs
@@ -81,11 +80,8 @@ class VariationalGradient(AbstractGradientEstimator):
         return {name: found[name](value) if name in found else value for name, value in params.items()}
 
     def init(self, key: Key, params: PyTree, batch: Batch | None = None) -> dict[str, PyTree]:  # noqa: ARG002
-        """Empty memories of the estimators that have one."""
-        structure = inspect(self._program(), self.constrain(params))
-        chosen = choose(self.loss.sites, structure, self.loss.context)
-        states = {name: chosen[name].estimator.init(site) for name, site in structure.sites.items()}
-        return {name: state for name, state in states.items() if state is not None}
+        """Empty memories, of the estimators or of the loss itself."""
+        return self.loss.memory(self._program(), self.constrain(params))
 
     def estimate(
         self, key: Key, params: PyTree, state: dict[str, PyTree], batch: Batch | None = None

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -15,35 +15,21 @@ from ergodica.estimators.variational.choose import choose
 from ergodica.estimators.variational.explain import Explanation, explain
 from ergodica.estimators.variational.facts import Context, Downstream
 from ergodica.estimators.variational.lanes import own_axis_second, own_branches
+from ergodica.estimators.variational.loss import AbstractLoss, Evaluation
 from ergodica.estimators.variational.particles import Run, mean_of_particles, run_particles
 from ergodica.estimators.variational.run import Estimators
 from ergodica.estimators.variational.site import AbstractSiteEstimator, only_gradient
 from ergodica.estimators.variational.structure import Program, Structure, inspect
-from ergodica.estimators.variational.wrap import LEARNED, STATE, declare_in_guide, missing_state
+from ergodica.estimators.variational.wrap import declare_in_guide, missing_state
 
 
-class Evaluation(NamedTuple):
-    """An objective's value, whose derivatives are the estimate; what the estimators remember; mutable values; runs it took."""
-
-    value: Array
-    state: dict[str, PyTree]
-    mutable: dict[str, PyTree]
-    num_runs: int
-
-
-class AbstractObjective(eqx.Module):
-    """An objective over a model and a guide, estimated from particles, with an estimator of its own at each site.
-
-    It has the face of NumPyro's ``ELBO`` classes, and goes where they go: ``SVI(model, guide, optimiser, loss)``.
-    """
+class AbstractObjective(AbstractLoss):
+    """An objective over a model and a guide, estimated from particles, with an estimator of its own at each site."""
 
     num_particles: int = eqx.field(static=True)
     sites: dict[str, Any]
     vectorize_particles: bool | Callable = eqx.field(static=True)
 
-    references: ClassVar[tuple[str, ...]] = ()
-    can_infer_discrete: ClassVar[bool] = True
-    multi_sample_guide: ClassVar[bool] = False
     linear: ClassVar[bool] = True
     """Whether the objective is a mean over the particles."""
     unbiased: ClassVar[bool] = True
@@ -79,25 +65,6 @@ class AbstractObjective(eqx.Module):
 
     # --- what users call -----------------------------------------------------------------------------------------------
 
-    def loss(self, rng_key: Key, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Array:
-        """Negative objective, for `numpyro.infer.SVI`; its gradient is the negative estimate."""
-        return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)["loss"]
-
-    def loss_with_mutable_state(
-        self, rng_key: Key, param_map: dict, model: Callable, guide: Callable, *args: Any, **kwargs: Any
-    ) -> dict:
-        """Negative objective, and the mutable values after the step."""
-        program = Program(model, guide, args, kwargs)
-        state = {k.removesuffix(STATE): v for k, v in param_map.items() if k.endswith(STATE)}
-        learned = {k.removesuffix(LEARNED): v for k, v in param_map.items() if k.endswith(LEARNED)}
-        done = self.evaluate(rng_key, param_map, program, state, learned)
-        mutable = done.mutable | {name + STATE: value for name, value in done.state.items()}
-        return {"loss": -done.value, "mutable_state": mutable or None}
-
-    def explain(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
-        """Print the estimator of each site, why it was chosen, whether it is unbiased, its cost, and the terms downstream."""
-        print(self.plan(model, guide, *args, **kwargs))
-
     def plan(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Explanation:
         """What `explain` prints, as rows."""
         structure = inspect(Program(model, guide, args, kwargs), {})
@@ -111,6 +78,13 @@ class AbstractObjective(eqx.Module):
         Moving averages are ``numpyro.mutable`` sites, networks ``numpyro.param`` sites that the optimiser trains with the rest.
         """
         return declare_in_guide(self, model, guide)
+
+    def memory(self, program: Program, params: dict) -> dict[str, PyTree]:
+        """Empty memories of the estimators that have one, by site."""
+        structure = inspect(program, params)
+        chosen = choose(self.sites, structure, self.context)
+        states = {name: chosen[name].estimator.init(site) for name, site in structure.sites.items()}
+        return {name: state for name, state in states.items() if state is not None}
 
     # --- machinery -----------------------------------------------------------------------------------------------------
 
