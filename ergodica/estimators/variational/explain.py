@@ -27,6 +27,7 @@ class Explanation(NamedTuple):
 
     title: str
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         header = ("site", "distribution", "estimator", "unbiased", "runs", "downstream terms", "why")
@@ -38,7 +39,7 @@ class Explanation(NamedTuple):
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [header, *cells]
         ]
-        return "\n".join([self.title, "", *lines])
+        return "\n".join([self.title, *self.notes, "", *lines])
 
 
 def explain(objective: Any, structure: Structure, chosen: Mapping[str, Any]) -> Explanation:
@@ -58,15 +59,17 @@ def explain(objective: Any, structure: Structure, chosen: Mapping[str, Any]) -> 
     runs = objective.num_particles
     for row in rows:
         runs *= row.runs
-    unbiased = all(row.unbiased for row in rows)
+    unbiased = objective.unbiased and all(row.unbiased for row in rows)
     title = (
-        f"{type(objective).__name__}, {objective.num_particles} particle{'s' * (objective.num_particles != 1)}: "
+        f"{objective.label}, {objective.num_particles} particle{'s' * (objective.num_particles != 1)}: "
         f"{runs} runs of model and guide a step; the gradient is {'unbiased' if unbiased else 'biased'}."
     )
-    return Explanation(title, rows)
+    return Explanation(title, rows, objective.notes)
 
 
 def _name(estimator: Any) -> str:
+    if isinstance(label := getattr(estimator, "label", None), str):
+        return label
     if isinstance(estimator, Reparam):
         return "Reparam(stl=True)" if estimator.stl else "Reparam()"
     inner = getattr(estimator, "baseline", None)

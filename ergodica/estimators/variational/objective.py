@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from ergodica.core import check
 from ergodica.core.types import Key, PyTree
-from ergodica.estimators.variational.choose import choose
+from ergodica.estimators.variational.choose import Choice, choose
 from ergodica.estimators.variational.explain import Explanation, explain
 from ergodica.estimators.variational.facts import Context, Downstream
 from ergodica.estimators.variational.lanes import own_axis_second, own_branches
@@ -32,7 +32,6 @@ class AbstractObjective(AbstractLoss):
 
     linear: ClassVar[bool] = True
     """Whether the objective is a mean over the particles."""
-    unbiased: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -55,7 +54,26 @@ class AbstractObjective(AbstractLoss):
     def cost(self, run: Run, name: str) -> tuple[Array, Array | None]:
         """``cost`` and ``others`` of a site (see `Downstream`), with the axes of the lanes."""
 
-    def check(self, structure: Structure, estimators: Estimators) -> None:  # noqa: ARG002
+    @property
+    def unbiased(self) -> bool:
+        """Whether the estimate is unbiased where those of all sites are."""
+        return True
+
+    @property
+    def label(self) -> str:
+        """What `explain` calls it."""
+        return type(self).__name__
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What `explain` says of it, a sentence or two a line."""
+        return ()
+
+    def choose(self, structure: Structure) -> dict[str, Choice]:
+        """Choose each site's estimator."""
+        return choose(self.sites, structure, self.context)
+
+    def check(self, program: Program, structure: Structure, estimators: Estimators) -> None:  # noqa: ARG002
         """Raise where the sites' estimators do not go together under this objective."""
         return
 
@@ -67,9 +85,10 @@ class AbstractObjective(AbstractLoss):
 
     def plan(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Explanation:
         """What `explain` prints, as rows."""
-        structure = inspect(Program(model, guide, args, kwargs), {})
-        chosen = choose(self.sites, structure, self.context)
-        self.check(structure, {name: c.estimator for name, c in chosen.items()})
+        program = Program(model, guide, args, kwargs)
+        structure = inspect(program, {})
+        chosen = self.choose(structure)
+        self.check(program, structure, {name: c.estimator for name, c in chosen.items()})
         return explain(self, structure, chosen)
 
     def guide(self, model: Callable, guide: Callable) -> Callable:
@@ -82,7 +101,7 @@ class AbstractObjective(AbstractLoss):
     def memory(self, program: Program, params: dict) -> dict[str, PyTree]:
         """Empty memories of the estimators that have one, by site."""
         structure = inspect(program, params)
-        chosen = choose(self.sites, structure, self.context)
+        chosen = self.choose(structure)
         states = {name: chosen[name].estimator.init(site) for name, site in structure.sites.items()}
         return {name: state for name, state in states.items() if state is not None}
 
@@ -96,8 +115,8 @@ class AbstractObjective(AbstractLoss):
     def evaluate(self, key: Key, params: dict, program: Program, state: dict, learned: dict) -> Evaluation:
         """Estimate the objective; ascends."""
         structure = inspect(program, params)
-        estimators = {name: c.estimator for name, c in choose(self.sites, structure, self.context).items()}
-        self.check(structure, estimators)
+        estimators = {name: c.estimator for name, c in self.choose(structure).items()}
+        self.check(program, structure, estimators)
         missing_state(structure, estimators, state, learned, program)
         split = self.splits(estimators)
         run = run_particles(

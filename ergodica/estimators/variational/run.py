@@ -36,7 +36,7 @@ class Particle(NamedTuple):
     terms : dict of str to array
         Terms of the objective, ``log p`` and ``-log q``, scaled and masked.
     held : dict of str to array
-        Terms with the parameters held, at values that move: those of the guide if a site sticks the landing, all of them if
+        Terms with the parameters held, at values that move, if a site sticks the landing: those of the guide, or all of them if
         derivatives are split.
     log_prob : dict of str to array
         Log probabilities of the latent sites, neither scaled nor masked.
@@ -90,8 +90,8 @@ def run_particle(
 ) -> Particle:
     """Run guide and model once.
 
-    With ``split``, derivatives are taken apart: ``terms`` are at values that do not move, and ``held`` has all terms, those of
-    the model too, with the parameters held.
+    With ``split``, derivatives are taken apart: ``terms`` are at values that do not move, and ``held``, where a site sticks
+    the landing, has all terms, those of the model too, with the parameters held.
     """
     guide, model = _seeded(program.guide, keys.guide, keys.plates), _seeded(program.model, keys.model, keys.plates)
     drawing = DrawSites(structure, estimators, branches, noise)
@@ -108,15 +108,15 @@ def run_particle(
         terms = {MODEL.format(n): _log_prob(s, structure, estimators) for n, s in _samples(model_trace)}
         return terms | {GUIDE.format(n): -_log_prob(s, structure, estimators) for n, s in _samples(guide_trace)}
 
-    stopped, held = jax.lax.stop_gradient(params), {}
     if split:
         frozen = {n: s | {"value": jax.lax.stop_gradient(s["value"])} for n, s in drawn.items() if n not in params}
         guide_trace, model_trace = guide_at(params, frozen), model_at(params, frozen)
-        held = terms_of(guide_at(stopped, drawn), model_at(stopped, drawn))
     else:
         guide_trace, model_trace = drawn, model_at(params, drawn)
-        if any(estimator.landing == "stick" for estimator in estimators.values()):
-            held = terms_of(guide_at(stopped, drawn), {})
+    held = {}
+    if any(estimator.landing == "stick" for estimator in estimators.values()):
+        stopped = jax.lax.stop_gradient(params)
+        held = terms_of(guide_at(stopped, drawn), model_at(stopped, drawn) if split else {})
     bare = {n: _bare_log_prob(guide_trace[n], structure, estimators) for n in structure.sites}
     mutable = {n: s["value"] for sites in (drawn, model_trace) for n, s in sites.items() if s["type"] == "mutable"}
     return Particle(terms_of(guide_trace, model_trace), held, bare, drawing.records, mutable)
@@ -161,5 +161,6 @@ def _density(site: dict, fn: dist.Distribution, estimators: Estimators) -> Any:
     except NotImplementedError as error:
         raise SiteError(
             f"Site {site['name']!r} ({type(base(fn)).__name__}): its density at a given value needs the inverse of a "
-            "transformation that has none. Reparam(stl=True) and the score function evaluate it there. Use Reparam() without stl."
+            "transformation that has none. Reparam(stl=True), the score function and objectives of the wake and sleep phases "
+            "evaluate it there. Use Reparam() without stl, under ELBO or IWELBO."
         ) from error

@@ -9,7 +9,6 @@ from numpyro.handlers import block
 from numpyro.primitives import mutable
 
 from ergodica.core.types import PyTree
-from ergodica.estimators.variational.choose import choose
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.structure import Program, Structure, inspect
 
@@ -24,7 +23,7 @@ def declare_in_guide(objective: Any, model: Callable, guide: Callable) -> Callab
         result = guide(*args, **kwargs)
         with block():
             structure = inspect(Program(model, guide, args, kwargs), {})
-        for name, choice in choose(objective.sites, structure, objective.context).items():
+        for name, choice in objective.choose(structure).items():
             estimator, site = choice.estimator, structure.sites[name]
             state = estimator.init(site)
             if state is not None:
