@@ -9,6 +9,8 @@ from ergodica.diagnostics.function_space import chain_disagreement as chain_disa
 from ergodica.diagnostics.function_space import function_draws as function_draws
 from ergodica.diagnostics.gradients import compare_gradients as compare_gradients
 from ergodica.diagnostics.held_out import HeldOutSums as HeldOutSums
+from ergodica.diagnostics.guide import GuideCheck as GuideCheck
+from ergodica.diagnostics.guide import check_guide as check_guide
 from ergodica.diagnostics.held_out import combine_held_out as combine_held_out
 from ergodica.diagnostics.held_out import held_out_sums as held_out_sums
 from ergodica.diagnostics.plots import plot_running_temperature as plot_running_temperature
@@ -26,11 +28,13 @@ __all__ = [
     "Check",
     "Diagnosis",
     "HeldOutSums",
+    "GuideCheck",
     "binomial_interval",
     "brier_score",
     "calibration",
     "chain_disagreement",
     "combine_held_out",
+    "check_guide",
     "compare_gradients",
     "crps",
     "crps_gaussian_mixture",
