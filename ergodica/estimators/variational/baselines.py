@@ -86,7 +86,7 @@ class MovingAverage(AbstractBaseline):
 
     def init(self, site: Site) -> PyTree:
         """Nothing seen yet."""
-        return {"mean": jnp.zeros(_plate_shape(site)), "weight": jnp.zeros(())}
+        return {"mean": jnp.zeros(plate_shape(site)), "weight": jnp.zeros(())}
 
     def at(self, site: Site, downstream: Downstream) -> Array:  # noqa: ARG002
         """The average so far; 0 at the first step."""
@@ -152,7 +152,7 @@ class Network(AbstractBaseline):
     def at(self, site: Site, downstream: Downstream) -> Array:
         """The network at the program's arguments."""
         b = jnp.asarray(self.apply(downstream.params, *downstream.args, **(downstream.kwargs or {})))
-        allowed = _plate_shape(site, subsampled=True)
+        allowed = plate_shape(site, subsampled=True)
         if b.shape not in ((), allowed):
             raise ValueError(
                 f"apply of the Network at site {site.name!r} must return a scalar, or shape {allowed} of the site's "
@@ -166,7 +166,7 @@ class Network(AbstractBaseline):
         return -0.5 * residual**2
 
 
-def _plate_shape(site: Site, *, subsampled: bool = False) -> tuple[int, ...]:
+def plate_shape(site: Site, *, subsampled: bool = False) -> tuple[int, ...]:
     """Sizes of the site's plates at their dimensions (1 between them); () where an element's identity changes."""
     if any(p.subsampled for p in site.plates) and not subsampled:
         return ()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ergodica.estimators.variational.particles import num_runs
 from ergodica.estimators.variational.reparam import Reparam
 from ergodica.estimators.variational.structure import Structure
 
@@ -10,7 +11,7 @@ from ergodica.estimators.variational.structure import Structure
 class Row(NamedTuple):
     """What is done at one site.
 
-    ``runs`` is the factor by which the site's branches multiply the runs of the program; ``terms`` are those downstream.
+    ``runs`` is the factor by which the site alone multiplies the runs of the program; ``terms`` are those downstream.
     """
 
     site: str
@@ -51,14 +52,12 @@ def explain(objective: Any, structure: Structure, chosen: Mapping[str, Any]) -> 
             estimator=_name(chosen[name].estimator),
             why=chosen[name].why,
             unbiased=chosen[name].estimator.unbiased,
-            runs=chosen[name].estimator.num_branches(site),
+            runs=chosen[name].estimator.num_branches(site) * (1 + chosen[name].estimator.num_reruns(site)),
             terms=site.terms,
         )
         for name, site in structure.sites.items()
     )
-    runs = objective.num_particles
-    for row in rows:
-        runs *= row.runs
+    runs = num_runs(objective.num_particles, structure, {name: c.estimator for name, c in chosen.items()})
     unbiased = objective.unbiased and all(row.unbiased for row in rows)
     title = (
         f"{objective.label}, {objective.num_particles} particle{'s' * (objective.num_particles != 1)}: "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -60,6 +61,8 @@ class Site:
         what is done to the elements is done to all of them at once.
     in_scan, in_model : bool
         Whether it sits inside a NumPyro ``scan``; whether the model has it, or it is marked auxiliary.
+    implicit : bool
+        Whether it is a mixture whose distribution function can be differentiated, for want of a reparameterisation.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Site:
     shared_plates: frozenset[str]
     in_scan: bool = False
     in_model: bool = True
+    implicit: bool = False
 
     def refuse(self, estimator: Any, reason: str, alternatives: str) -> SiteError:
         """Make the error that says that an estimator cannot be right here."""
@@ -139,6 +143,9 @@ class Downstream(NamedTuple):
         Log importance weights, where the objective is a function of them (IWELBO).
     scale : array or float
         What the objective's bound is multiplied by, where it has one (IWELBO with subsampled plates).
+    cost_of : callable
+        ``cost_of(value)``: ``cost`` at other values (K, A, batch …, event …) of the site, with the same random numbers everywhere
+        else; of a value, not of the parameters, which are held. It runs the program again; say so in ``num_reruns``.
     params : pytree or None
         What `parameters` declared, at its present value.
     state : pytree or None
@@ -153,6 +160,7 @@ class Downstream(NamedTuple):
     record: PyTree = None
     log_weights: Array | None = None
     scale: Any = 1.0
+    cost_of: Callable[[Array], Array] | None = None
     params: PyTree = None
     state: PyTree = None
     args: tuple = ()

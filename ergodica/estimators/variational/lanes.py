@@ -88,7 +88,10 @@ def common_plates(has: Iterable[Plate], wants: Iterable[Plate]) -> list[Plate]:
 
 
 def make_lanes(
-    structure: Structure, estimators: Mapping[str, AbstractSiteEstimator], log_prob: Mapping[str, Array]
+    structure: Structure,
+    estimators: Mapping[str, AbstractSiteEstimator],
+    log_prob: Mapping[str, Array],
+    records: Mapping[str, PyTree],
 ) -> Lanes:
     """Find the branches, and the weights of those that are averaged."""
     branching = branching_sites(structure, estimators)
@@ -96,7 +99,7 @@ def make_lanes(
     for name in branching:
         site = structure.sites[name]
         shared = [p for p in site.plates if p.name in site.shared_plates]
-        log_weight = estimators[name].log_weights(bare.sum_to(log_prob[name], site.plates, shared))
+        log_weight = estimators[name].log_weights(bare.sum_to(log_prob[name], site.plates, shared), records.get(name))
         if log_weight is not None:
             weights[name] = log_weight
     return Lanes(structure, branching, weights)
@@ -114,6 +117,12 @@ def own_axis_second(lanes: Lanes, name: str, x: PyTree) -> PyTree:
         return jnp.moveaxis(leaf, lanes.axis(name), 1) if name in lanes.branching else jnp.expand_dims(leaf, 1)
 
     return jax.tree.map(move, x)
+
+
+def on_every_branch(lanes: Lanes, name: str, x: Array, counts: Mapping[str, int]) -> Array:
+    """Undo `own_axis_second`, and repeat along branches of other sites that the array is not on."""
+    x = jnp.moveaxis(x, 1, lanes.axis(name)) if name in lanes.branching else jnp.squeeze(x, 1)
+    return jnp.broadcast_to(x, (x.shape[0], *(counts[n] for n in lanes.branching), *x.shape[lanes.lead :]))
 
 
 def downstream_cost(lanes: Lanes, name: str, terms: Mapping[str, Array]) -> Array:

@@ -1,6 +1,5 @@
 """MuProp: the score function, with the cost's expansion about the mean as a control variate."""
 
-import functools
 from typing import Any, ClassVar
 
 import jax
@@ -11,38 +10,13 @@ from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.facts import Context, Distribution, Downstream, Draw, Site
 from ergodica.estimators.variational.rebar import check_path_of_cost
 from ergodica.estimators.variational.relaxation import (
-    BITS,
     check_relaxable,
-    draw_one_hot,
+    cost_and_slope,
+    draw_from_law,
     log_mass,
-    log_probabilities,
+    sum_elements,
 )
-from ergodica.estimators.variational.site import AbstractSiteEstimator, only_gradient, score_surrogate
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def mean_value(log_probs: Array, one_hot: Array, axes: tuple[int, ...]) -> Array:  # noqa: ARG001
-    r"""The mean :math:`\pi`, at which the cotangent :math:`f'(\pi)` becomes the gradient of MuProp's linear terms.
-
-    .. math:: f'(\pi)_i^\top \nabla\pi_i - \Big( \sum_j f'(\pi)_j^\top (D_j - \pi_j) \Big) \nabla \log q(D_i)
-
-    The sum is over ``axes``: those along which elements share costs, and that of an element's own entries.
-    """
-    return jnp.exp(log_probs) + 0 * one_hot  # one for each draw, since so are the cotangents
-
-
-def _forward(log_probs: Array, one_hot: Array, axes: tuple[int, ...]) -> tuple[Array, tuple[Array, Array]]:
-    mean = mean_value(log_probs, one_hot, axes)
-    return mean, (mean, one_hot)
-
-
-def _backward(axes: tuple[int, ...], residuals: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    mean, one_hot = residuals
-    linear = jnp.sum(slope * (one_hot - mean), axis=axes, keepdims=True)
-    return slope * mean - linear * one_hot, jnp.zeros_like(one_hot)
-
-
-mean_value.defvjp(_forward, _backward)
+from ergodica.estimators.variational.site import AbstractSiteEstimator, score_surrogate
 
 
 class MuProp(AbstractSiteEstimator):
@@ -63,15 +37,13 @@ class MuProp(AbstractSiteEstimator):
     -----
     Unbiased, whatever the derivative is: where the program cuts it, by a comparison, less noise is removed. None is left where
     the cost is linear in the value. The program must take the mean for a value: an index by one is an error of JAX's. Densities
-    are continued linearly there (`ergodica.estimators.variational.relaxation`); the objective sees the hard draw alone. In reverse
-    mode only (`jax.grad`).
+    are continued linearly there (`ergodica.estimators.variational.relaxation`); the objective sees the hard draw alone.
 
-    Cost: three runs of the program a particle, and the derivative of two; the paper's two, and one to cancel what does not go
-    through the value.
+    Cost: two runs of the program a particle, and the derivative of one.
 
     When not to use it: where values far from the mean matter, since the expansion is worst there; at large sites
-    `ergodica.estimators.LeaveOneOut` needs no derivative. DARN, which expands about the draw and lets the bias stand, is at a bit
-    the same as `ergodica.estimators.ReinMax`.
+    `ergodica.estimators.LeaveOneOut` needs no derivative. `ergodica.estimators.DARN` expands about the draw, and lets the bias
+    stand.
 
     References
     ----------
@@ -90,24 +62,23 @@ class MuProp(AbstractSiteEstimator):
         check_relaxable(self, site, context)
         check_path_of_cost(self, site, context)
 
-    def num_branches(self, site: Site) -> int:  # noqa: ARG002
-        """The draw, and the mean with and without its derivative."""
-        return 3
+    def num_reruns(self, site: Site) -> int:  # noqa: ARG002
+        """One, at the mean."""
+        return 1
 
     def draw(self, key: Key, fn: Distribution, branch: Array | int, site: Site, noise: PyTree) -> Draw:  # noqa: ARG002
-        """Take the draw, or the mean."""
-        log_probs = log_probabilities(self, fn, site)
-        one_hot = draw_one_hot(key, log_probs)
-        joint = tuple(i for i, n in enumerate(site.joint_shape) if n > 1)
-        mean = mean_value(log_probs, one_hot, (*joint, log_probs.ndim - 1))
-        value = jnp.stack([one_hot, mean, jax.lax.stop_gradient(mean)])[branch]
-        return Draw(value[..., 1] if site.distribution in BITS else value)
+        """Draw, and record what the mean is a function of."""
+        return draw_from_law(self, key, fn, site)
 
     def log_prob(self, fn: Distribution, value: Array, intermediates: Any = None) -> Array:  # noqa: ARG002
         """Log probability, continued linearly off the support."""
         return log_mass(fn, value)
 
-    def surrogate(self, site: Site, downstream: Downstream) -> Array:  # noqa: ARG002
-        """Score times the difference from the mean's cost; and what the mean's derivative becomes, everything else cancelling."""
-        hard, moving, still = (downstream.cost[:, i] for i in range(3))
-        return jnp.sum(score_surrogate(downstream.log_prob[:, 0], hard - still)) + only_gradient(moving - still)
+    def surrogate(self, site: Site, downstream: Downstream) -> Array:
+        """Score times what the expansion leaves of the cost; and the derivative of the expansion's mean."""
+        log_probs, one_hot = downstream.record
+        mean = jax.lax.stop_gradient(jnp.exp(log_probs))
+        at_mean, slope = jax.lax.stop_gradient(cost_and_slope(site, downstream, mean))
+        linear = sum_elements(slope * (one_hot - mean), downstream.cost)
+        score = score_surrogate(downstream.log_prob, downstream.cost - at_mean - linear)
+        return jnp.sum(score) + jnp.sum(slope * jnp.exp(log_probs))

@@ -1,7 +1,6 @@
 """What all objectives over NumPyro programs have in common: the choice of estimators, the run, and the face that SVI sees."""
 
 import abc
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -14,9 +13,16 @@ from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.choose import Choice, choose
 from ergodica.estimators.variational.explain import Explanation, explain
 from ergodica.estimators.variational.facts import Context, Downstream
-from ergodica.estimators.variational.lanes import own_axis_second, own_branches
+from ergodica.estimators.variational.lanes import on_every_branch, own_axis_second, own_branches
 from ergodica.estimators.variational.loss import AbstractLoss, Evaluation
-from ergodica.estimators.variational.particles import Run, mean_of_particles, run_particles
+from ergodica.estimators.variational.particles import (
+    Run,
+    as_branches,
+    branch_counts,
+    mean_of_particles,
+    num_runs,
+    run_particles,
+)
 from ergodica.estimators.variational.run import Estimators
 from ergodica.estimators.variational.site import AbstractSiteEstimator, only_gradient
 from ergodica.estimators.variational.structure import Program, Structure, inspect
@@ -133,7 +139,7 @@ class AbstractObjective(AbstractLoss):
                 value = value + share * only_gradient(surrogate).astype(value.dtype)
             if name in state:
                 new_state[name] = jax.lax.stop_gradient(estimators[name].update(site, downstream))
-        runs = self.num_particles * math.prod(estimators[n].num_branches(s) for n, s in structure.sites.items())
+        runs = num_runs(self.num_particles, structure, estimators)
         return Evaluation(value, new_state, mean_of_particles(run.particles.mutable, run.lanes.lead), runs)
 
     def downstream(self, run: Run, name: str, state: PyTree, learned: PyTree) -> Downstream | None:
@@ -150,11 +156,19 @@ class AbstractObjective(AbstractLoss):
         return Downstream(
             *moved,
             scale=scale,
+            cost_of=lambda value: self.cost_of(run, name, value),
             params=learned,
             state=state,
             args=run.program.args,
             kwargs=run.program.kwargs,
         )
+
+    def cost_of(self, run: Run, name: str, value: Array) -> Array:
+        """Cost of other values of a site, with the axes of its `Downstream`; the parameters are held."""
+        counts = branch_counts(run.structure, run.estimators)
+        again = run.again({name: on_every_branch(run.lanes, name, value, counts)})
+        both = as_branches(run, again, name)
+        return own_axis_second(both.lanes, name, self.cost(both, name)[0])[:, counts.get(name, 1) :]
 
     def weights(self, run: Run) -> tuple[Array | None, Any]:  # noqa: ARG002
         """Log importance weights and the bound's scale, where the objective has them."""

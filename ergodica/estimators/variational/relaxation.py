@@ -23,6 +23,7 @@ from ergodica.estimators.variational.facts import (
     ONE_HOT,
     Context,
     Distribution,
+    Downstream,
     Draw,
     Site,
     SiteError,
@@ -55,8 +56,7 @@ class AbstractRelaxation(AbstractSiteEstimator):
 
     def draw(self, key: Key, fn: Distribution, branch: Array | int, site: Site, noise: PyTree) -> Draw:  # noqa: ARG002
         """Draw the relaxed value."""
-        value = self.relax(key, log_probabilities(self, fn, site))
-        return Draw(value[..., 1] if site.distribution in BITS else value)
+        return Draw(as_value(site, self.relax(key, log_probabilities(self, fn, site))))
 
     def log_prob(self, fn: Distribution, value: Array, intermediates: Any = None) -> Array:  # noqa: ARG002
         """Log probability, continued linearly off the support."""
@@ -115,6 +115,39 @@ def log_density(fn: Distribution, value: Array, element: Callable[[Array, Array]
         f"A relaxed value has no density under {type(fn).__name__}: model and guide must both say Bernoulli, or both "
         "Multinomial(1, probs=…), at a relaxed site."
     )
+
+
+def as_value(site: Site, one_hot: Array) -> Array:
+    """The site's value of a vector (…, A): itself, or its second entry for a bit."""
+    return one_hot[..., 1] if site.distribution in BITS else one_hot
+
+
+def draw_from_law(estimator: AbstractSiteEstimator, key: Key, fn: Distribution, site: Site) -> Draw:
+    """Draw hard values as the score function does, for arithmetic; record log probabilities and the one-hot vectors."""
+    log_probs = log_probabilities(estimator, fn, site)
+    value = jax.lax.stop_gradient(fn(rng_key=key)).astype(log_probs.dtype)
+    one_hot = jnp.stack([1 - value, value], axis=-1) if site.distribution in BITS else value
+    return Draw(value, (log_probs, one_hot))
+
+
+def cost_and_slope(site: Site, downstream: Downstream, y: Array) -> tuple[Array, Array]:
+    """Cost of vectors ``y`` (K, A, batch …, …), and its derivative by each entry; the parameters are held."""
+    assert downstream.cost_of is not None
+    cost_of = downstream.cost_of
+    cost, pull = jax.vjp(lambda y: cost_of(as_value(site, y)), y)
+    return cost, pull(jnp.ones_like(cost))[0]
+
+
+def sum_elements(x: Array, like: Array) -> Array:
+    """Sum over a vector's entries, and over elements that share a cost: all axes that ``like``, such as a cost, does not have."""
+    x = jnp.sum(x, axis=tuple(range(like.ndim, x.ndim)))
+    axes = tuple(i for i in range(2, x.ndim) if like.shape[i] == 1 and x.shape[i] > 1)
+    return jnp.sum(x, axis=axes, keepdims=True).astype(like.dtype)
+
+
+def over_elements(x: Array, like: Array) -> Array:
+    """Give a cost axes for the elements and entries of ``like``."""
+    return x.reshape(x.shape + (1,) * (like.ndim - x.ndim)).astype(like.dtype)
 
 
 def draw_one_hot(key: Key, log_probs: Array) -> Array:

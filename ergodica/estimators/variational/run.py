@@ -56,9 +56,10 @@ class Particle(NamedTuple):
 class DrawSites(Messenger):
     """Draws the latent sites of a guide by their estimators. To be entered outside of `numpyro.handlers.seed`."""
 
-    def __init__(self, structure: Structure, estimators: Estimators, branches: dict, noise: dict) -> None:
+    def __init__(self, structure: Structure, estimators: Estimators, branches: dict, noise: dict, given: dict) -> None:
         super().__init__()
         self.structure, self.estimators, self.branches, self.noise = structure, estimators, branches, noise
+        self.given = given
         self.records: dict[str, PyTree] = {}
 
     def process_message(self, msg: dict) -> None:
@@ -69,6 +70,9 @@ class DrawSites(Messenger):
         if msg["value"] is not None:  # drawn inside a scan
             return
         estimator, site = self.estimators[name], self.structure.sites[name]
+        if name in self.given:
+            msg["value"] = self.given[name].reshape(site.batch_shape + site.event_shape)
+            return
         key, branch = msg["kwargs"]["rng_key"], self.branches.get(name, 0)
         drawn = estimator.draw(key, msg["fn"], branch, site, self.noise.get(name))
         if drawn is not None:
@@ -84,17 +88,18 @@ def run_particle(
     keys: Keys,
     branches: dict[str, Array],
     noise: dict[str, PyTree],
+    given: dict[str, Array],
     params: dict[str, PyTree],
     *,
     split: bool = False,
 ) -> Particle:
-    """Run guide and model once.
+    """Run guide and model once; sites in ``given`` have that value, whatever their estimator draws.
 
     With ``split``, derivatives are taken apart: ``terms`` are at values that do not move, and ``held``, where a site sticks
     the landing, has all terms, those of the model too, with the parameters held.
     """
     guide, model = _seeded(program.guide, keys.guide, keys.plates), _seeded(program.model, keys.model, keys.plates)
-    drawing = DrawSites(structure, estimators, branches, noise)
+    drawing = DrawSites(structure, estimators, branches, noise, given)
     with drawing:
         drawn = trace(substitute(guide, data=params)).get_trace(*program.args, **program.kwargs)
 

@@ -46,6 +46,10 @@ class AbstractSiteEstimator(eqx.Module):
         """How many values of the site the rest of the program is run for, with common random numbers."""
         return 1
 
+    def num_reruns(self, site: Site) -> int:  # noqa: ARG002
+        """How many times the surrogate runs the program once more, by `Downstream.cost_of`."""
+        return 0
+
     def noise(self, key: Key, site: Site, num_particles: int) -> PyTree:  # noqa: ARG002
         """Draw what couples the particles: arrays with a leading axis ``K`` of which `draw` gets one; or ``None``."""
         return None
@@ -58,8 +62,11 @@ class AbstractSiteEstimator(eqx.Module):
         """Log density at a value of `draw`, in the guide and in the model: a relaxation may continue it off the support."""
         return log_density(fn, value, intermediates)
 
-    def log_weights(self, log_prob: Array) -> Array | None:  # noqa: ARG002
-        """Log weights of the branches, from their log probabilities; ``None``: branch 0 is the draw, and the others are probes."""
+    def log_weights(self, log_prob: Array, record: PyTree) -> Array | None:  # noqa: ARG002
+        """Log weights of the branches, from their log probabilities and what `draw` recorded.
+
+        ``None``: branch 0 is the draw, and the others are probes.
+        """
         return None
 
     def parameters(self, key: Key, site: Site, *args: Any, **kwargs: Any) -> PyTree:  # noqa: ARG002

@@ -1,6 +1,4 @@
-"""MuProp: exact moments on one bit, no noise for linear costs, programs against enumeration; DARN is ReinMax at a bit."""
-
-import functools
+"""MuProp: exact moments on one bit and on three, no noise for linear costs, programs against enumeration."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +7,12 @@ import numpyro.distributions as dist
 import pytest
 
 import ergodica as erg
-from ergodica.estimators.variational import muprop
-from ergodica.estimators.variational.muprop import mean_value
-from ergodica.estimators.variational.reinmax import reinmax
+from ergodica.estimators.variational.relaxation import cost_and_slope
 from tests.support.exact_programs import CASES, exact_elbo, exact_iwelbo
+from tests.support.forced_bits import LOGITS, enumerated, exact_gradient_of, joint_cost
 from tests.support.one_hot import one_hot_program
 from tests.support.replicates import exact_gradient, gradients
-from tests.support.statistics import REJECTION, assert_mean, z_scores
+from tests.support.statistics import assert_mean
 
 pytestmark = pytest.mark.usefixtures("numpyro_promotion", "x64")
 
@@ -54,18 +51,6 @@ def test_estimates_on_one_bit_are_those_of_the_formula():
     assert abs(one_ - zero) < 0.5 * abs(score[1] - score[0])
 
 
-def test_darn_is_reinmax_at_a_bit():
-    """DARN expands about the draw: f'(b)(b - 1/2) ∇ log q(b)."""
-    for b in (0, 1):
-        one_hot, slope = jnp.array([1.0 - b, b]), jax.grad(cost)(1.0 * b)
-
-        def value(phi, one_hot=one_hot):
-            log_probs = jnp.stack([jax.nn.log_sigmoid(-phi), jax.nn.log_sigmoid(phi)])
-            return cost(reinmax(log_probs, one_hot)[1])
-
-        np.testing.assert_allclose(jax.grad(value)(PHI), slope * (b - 0.5) * (b - P), rtol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("name", "objective", "sites"),
     [
@@ -81,41 +66,24 @@ def test_programs_against_enumeration(name, objective, sites):
     assert_mean(gradients(loss, case, 6_000), exact_gradient(CASES[name], make_exact), smallest_error=0.3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def without_own_gradient(log_probs, one_hot, axes):
-    """Mutant: the mean of the control variate is not put back."""
-    return jnp.exp(log_probs)
+class WithoutOwnGradient(erg.estimators.MuProp):
+    """Mutant: the gradient of the control variate's mean is not put back."""
+
+    def surrogate(self, site, downstream):
+        log_probs, _ = downstream.record
+        _, slope = cost_and_slope(site, downstream, jax.lax.stop_gradient(jnp.exp(log_probs)))
+        return super().surrogate(site, downstream) - jnp.sum(jax.lax.stop_gradient(slope) * jnp.exp(log_probs))
 
 
-without_own_gradient.defvjp(
-    lambda log_probs, one_hot, axes: (jnp.exp(log_probs), (jnp.exp(log_probs), one_hot)),
-    lambda axes, kept, slope: (-jnp.sum(slope * (kept[1] - kept[0]), axes, keepdims=True) * kept[1], 0 * kept[1]),
-)
-
-
-def test_linear_terms_have_mean_zero():
-    """By enumeration: what is subtracted from the score term is what is put back, and not in the mutant."""
-    logits, slope = jnp.array([0.3, -0.8, 0.5]), jnp.array([1.0, -2.0, 0.4])
-
-    def mean_of(function):
-        def gradient(one_hot):
-            return jax.grad(lambda t: slope @ function(jax.nn.log_softmax(t), one_hot, (0,)))(logits)
-
-        return jax.nn.softmax(logits) @ jax.vmap(gradient)(jnp.eye(3))
-
-    np.testing.assert_allclose(mean_of(mean_value), 0.0, atol=1e-14)
-    assert np.max(np.abs(mean_of(without_own_gradient))) > 0.2
-
-
-def test_a_mean_that_is_not_put_back_fails_against_the_exact_gradient(monkeypatch):
-    monkeypatch.setattr(muprop, "mean_value", without_own_gradient)
-    law = lambda phi: dist.Bernoulli(logits=phi)  # noqa: E731
-
-    def one(key):
-        return erg.estimators.expectation_gradient(key, jnp.array(PHI), law, cost, erg.estimators.MuProp()).gradient
-
-    found = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 2_000)))[:, None]
-    assert abs(z_scores(found, float(P * (1 - P) * (cost(1.0) - cost(0.0))))[0]) > REJECTION
+def test_three_bits_that_share_a_cost_by_enumeration():
+    """The mean over all outcomes is exact, and the mutant's is not; there is less noise than the plain score function's."""
+    exact = exact_gradient_of(LOGITS, joint_cost)
+    mean, variance = enumerated(erg.estimators.MuProp(), LOGITS, joint_cost, 1)
+    np.testing.assert_allclose(mean, exact, rtol=1e-10)
+    mutant, _ = enumerated(WithoutOwnGradient(), LOGITS, joint_cost, 1)
+    assert np.max(np.abs(mutant - exact)) > 0.1
+    _, score = enumerated(erg.estimators.Score(), LOGITS, joint_cost, 1)
+    assert np.sum(variance) < 0.5 * np.sum(score)
 
 
 @pytest.mark.slow
