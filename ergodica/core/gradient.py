@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 
-from ergodica.core.types import Batch, Estimate, Key, PyTree
+from ergodica.core.types import Batch, Estimate, Key, PyTree, Reference
 
 
 class AbstractGradientEstimator(eqx.Module):
@@ -61,6 +61,14 @@ class AbstractGradientEstimator(eqx.Module):
 
         Leaves the state alone: cursors do not advance and snapshots are not renewed. Diagnostics rest on it, since the
         sampler's own gradients are not independent of the position where batches are reshuffled.
+        """
+        return None
+
+    def reference(self, params: PyTree) -> Reference | None:  # noqa: ARG002  (a default)
+        """The gradient that is estimated, without noise, at a concrete point; ``None`` where it cannot be had.
+
+        Called by the host, and may take many evaluations; for comparisons. Where there is a `posterior` that holds its data, the
+        gradient of its log density is taken instead.
         """
         return None
 

@@ -49,3 +49,18 @@ class Estimate(NamedTuple):
     value: Array
     aux: PyTree = None
     n_grad: int | Array = 0
+
+
+class Reference(NamedTuple):
+    """An exact gradient, to hold estimates against.
+
+    Attributes
+    ----------
+    gradient : pytree
+        Of the structure of the parameters.
+    error : pytree
+        How far off each entry may be, by rounding and by quadrature.
+    """
+
+    gradient: PyTree
+    error: PyTree

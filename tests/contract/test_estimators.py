@@ -49,7 +49,7 @@ def calls_in_python(estimator, key, params, estimate_once):
 
 def test_table_is_complete():
     """The estimator of variational objectives has a contract of its own (`test_variational.py`)."""
-    assert {row.name for row in ROWS} | {"VariationalGradient"} == {
+    assert {row.name for row in ROWS} | {"VariationalGradient", "ExactGradient"} == {
         name
         for name in erg.estimators.__all__
         if isinstance(getattr(erg.estimators, name), type)

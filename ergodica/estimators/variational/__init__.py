@@ -4,6 +4,7 @@ from ergodica.estimators.variational.baselines import MovingAverage, Network
 from ergodica.estimators.variational.disarm import DisARM
 from ergodica.estimators.variational.elbo import ELBO
 from ergodica.estimators.variational.enumerate import Enumerate
+from ergodica.estimators.variational.exact_gradient import ExactGradient
 from ergodica.estimators.variational.expectation import expectation_gradient
 from ergodica.estimators.variational.facts import SiteError
 from ergodica.estimators.variational.gradient import VariationalGradient
@@ -27,6 +28,7 @@ __all__ = [
     "AbstractSiteEstimator",
     "DisARM",
     "Enumerate",
+    "ExactGradient",
     "GumbelSoftmax",
     "LeaveOneOut",
     "MeasureValued",

@@ -10,8 +10,9 @@ from numpyro.handlers import replay, seed, trace
 
 from ergodica.core import check
 from ergodica.core.gradient import AbstractGradientEstimator
-from ergodica.core.types import Batch, Estimate, Key, PyTree
+from ergodica.core.types import Batch, Estimate, Key, PyTree, Reference
 from ergodica.estimators.variational.loss import AbstractLoss
+from ergodica.estimators.variational.numpyro_loss import as_loss
 from ergodica.estimators.variational.structure import Program
 from ergodica.estimators.variational.wrap import LEARNED
 
@@ -24,6 +25,7 @@ class VariationalGradient(AbstractGradientEstimator):
     Parameters
     ----------
     loss : ELBO, IWELBO or another objective
+        Or one of NumPyro's losses, or any object with their method ``loss(key, params, model, guide, *args, **kwargs)``.
     model, guide : callable
         NumPyro programs. Where an estimator learns (`Network`), give ``loss.guide(model, guide)``; moving averages are kept in
         the estimator's state and need no declaration.
@@ -58,8 +60,8 @@ class VariationalGradient(AbstractGradientEstimator):
     args: tuple
     kwargs: dict
 
-    def __init__(self, loss: AbstractLoss, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
-        self.loss = check.instance("loss", loss, AbstractLoss, "such as ELBO(num_particles=8)")
+    def __init__(self, loss: Any, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+        self.loss = as_loss(loss)
         self.model = check.function("model", model)
         self.guide = check.function("guide", guide)
         self.args, self.kwargs = args, kwargs
@@ -81,7 +83,7 @@ class VariationalGradient(AbstractGradientEstimator):
 
     def init(self, key: Key, params: PyTree, batch: Batch | None = None) -> dict[str, PyTree]:  # noqa: ARG002
         """Empty memories, of the estimators or of the loss itself."""
-        return self.loss.memory(self._program(), self.constrain(params))
+        return self.loss.memory(self.program, self.constrain(params))
 
     def estimate(
         self, key: Key, params: PyTree, state: dict[str, PyTree], batch: Batch | None = None
@@ -97,7 +99,7 @@ class VariationalGradient(AbstractGradientEstimator):
 
         def value(params: PyTree) -> tuple[jax.Array, dict]:
             learned = {n.removesuffix(LEARNED): v for n, v in params.items() if n.endswith(LEARNED)}
-            done = self.loss.evaluate(key, self.constrain(params), self._program(), state, learned)
+            done = self.loss.evaluate(key, self.constrain(params), self.program, state, learned)
             runs.append(done.num_runs)
             return done.value, done.state
 
@@ -108,7 +110,15 @@ class VariationalGradient(AbstractGradientEstimator):
         """Estimate from other particles; memories stay as they are."""
         return self.estimate(key, params, state)[0]
 
-    def _program(self) -> Program:
+    def reference(self, params: PyTree) -> Reference | None:
+        """The exact gradient, where `ergodica.estimators.ExactGradient` can compute it to a known error."""
+        from ergodica.estimators.variational.exact_gradient import reference_of
+
+        return reference_of(self, params)
+
+    @property
+    def program(self) -> Program:
+        """Model, guide and their arguments."""
         return Program(self.model, self.guide, self.args, self.kwargs)
 
     def _parameter_sites(self, key: Key) -> dict[str, Any]:
