@@ -66,11 +66,13 @@ def _named(name: str, site: Site, sites: Mapping[str, Any], structure: Structure
 def by_rule(site: Site, context: Context, most_runs: int = AUTO_RUNS) -> Choice:
     """Choose by rule.
 
-    Reparameterise where NumPyro can; enumerate few values where the objective is linear; else the score function with the other
-    particles as a baseline. Sticking the landing is never chosen: far from the optimum it adds variance.
+    Reparameterise where NumPyro can, and mixtures implicitly; enumerate few values where the objective is linear; else the score
+    function with the other particles as a baseline. Sticking the landing is never chosen: far from the optimum it adds variance.
     """
     if site.reparameterised:
         return Choice(Reparam(), "it can be reparameterised")
+    if site.implicit and not site.in_scan:
+        return Choice(Reparam(), "it can be reparameterised implicitly, by its distribution function")
     configurations = num_configurations(site)
     few = configurations is not None and configurations <= min(AUTO_BRANCHES, most_runs)
     if few and context.linear and not site.in_scan:

@@ -28,8 +28,8 @@ class ELBO(AbstractObjective):
     sites : mapping of str to AbstractSiteEstimator or "auto", optional
         By the name of the guide's site; ``"*"`` stands for all others. A site can also say it itself, in
         ``infer={"gradient": estimator}``; ``sites`` by name comes first. What is left is chosen by rule: reparameterise where
-        NumPyro can, enumerate few values, else the score function with the other particles as baseline. `explain` says what
-        was chosen.
+        NumPyro can, and mixtures implicitly; enumerate few values; else the score function with the other particles as
+        baseline. `explain` says what was chosen.
     vectorize_particles : bool or callable
         As in NumPyro: `jax.vmap` if true, `jax.lax.map` if false, or a function that maps.
 

@@ -83,7 +83,7 @@ class Enumerate(AbstractSiteEstimator):
         value = support[configurations(site)[branch]]
         return Draw(jax.lax.stop_gradient(jnp.broadcast_to(value, site.batch_shape + site.event_shape)))
 
-    def log_weights(self, log_prob: Array) -> Array:
+    def log_weights(self, log_prob: Array, record: PyTree) -> Array:  # noqa: ARG002
         """Weigh each branch by its probability."""
         return log_prob
 

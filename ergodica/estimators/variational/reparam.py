@@ -3,15 +3,17 @@
 from typing import ClassVar, Literal
 
 import equinox as eqx
+import jax
 from jaxtyping import Array
 
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.facts import Context, Distribution, Draw, Site
+from ergodica.estimators.variational.implicit import LAWS, implicit_value
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 
 
 class Reparam(AbstractSiteEstimator):
-    r"""Reparameterisation gradient, with or without sticking the landing.
+    r"""Reparameterisation gradient, explicit or implicit, with or without sticking the landing.
 
     .. math::
 
@@ -30,15 +32,23 @@ class Reparam(AbstractSiteEstimator):
     Raises
     ------
     SiteError
-        At a site that NumPyro cannot reparameterise (discrete, mixtures, von Mises, Wishart …), where derivatives through
-        the value would be wrong without a sign of it.
+        At a site that can be reparameterised neither way (discrete, von Mises, Wishart, mixtures of correlated normals …), where
+        derivatives through the value would be wrong without a sign of it.
 
     Notes
     -----
     Where JAX differentiates a sampler implicitly (gamma, beta, Dirichlet, Student's t and what is made of them), this is
-    implicit reparameterisation.
+    implicit reparameterisation. So it is at *mixtures*: the draw is NumPyro's, and with its distribution function :math:`F`
 
-    Cost: one run of the program and its derivative. ``stl`` adds the guide's densities once more.
+    .. math:: \partial_\theta z = -\frac{\partial_\theta F(z; \theta)}{q_\theta(z)}
+
+    by weights and components alike. The components are beta, Cauchy, exponential, gamma, Gumbel, half-Cauchy, half-normal, Laplace,
+    logistic, normal, Student's t and Weibull laws and monotone transformations of them (log-normal …), one family or several; for
+    vectors, components with independent elements (``to_event``), which are taken one after the other, each given those before.
+    Such derivatives are right to first order only.
+
+    Cost: one run of the program and its derivative. ``stl`` adds the guide's densities once more; a mixture adds densities and
+    distribution functions of all components, in sequence over the elements of a vector.
 
     With ``stl`` the gradient's noise vanishes where the guide is exact. Far from there it can be *larger* than without: for
     a guide much too narrow, several times. It is therefore nobody's default here. The objective must be differentiable in the
@@ -67,16 +77,24 @@ class Reparam(AbstractSiteEstimator):
 
     def check(self, site: Site, context: Context) -> None:
         """Raise where derivatives through the value would be wrong."""
-        if site.reparameterised:
+        if site.reparameterised or (site.implicit and not site.in_scan):
             return
         kind = "its values are discrete" if site.discrete else "NumPyro has no reparameterisation of it"
+        if site.implicit:
+            kind += " and it is inside a scan, where its value cannot be taken hold of"
+        elif site.distribution.startswith("Mixture"):
+            kind += (
+                f" and its components are not all of single, independent elements with a known law ({', '.join(LAWS)})"
+            )
         raise site.refuse(
             self, f"{kind}, so derivatives through the value are wrong", other_than_reparam(site, context)
         )
 
     def draw(self, key: Key, fn: Distribution, branch: Array | int, site: Site, noise: PyTree) -> Draw | None:  # noqa: ARG002
-        """Leave the draw to NumPyro, with derivatives through it."""
-        return None
+        """Leave the draw to NumPyro, with derivatives through it; give mixtures their implicit ones."""
+        if not site.implicit:
+            return None
+        return Draw(implicit_value(fn, jax.lax.stop_gradient(fn(rng_key=key))))
 
 
 def other_than_reparam(site: Site, context: Context) -> str:

@@ -12,6 +12,7 @@ from numpyro.ops.provenance import eval_provenance
 
 from ergodica.core.types import PyTree
 from ergodica.estimators.variational.facts import Plate, Site, base, list_support, unmasked
+from ergodica.estimators.variational.implicit import has_distribution_function
 
 MODEL, GUIDE = "log p({})", "-log q({})"
 
@@ -119,6 +120,7 @@ def _facts(site: dict) -> dict:
         "element_shape": tuple(base(fn).event_shape),
         "discrete": bool(fn.support.is_discrete),
         "reparameterised": bool(fn.has_rsample),
+        "implicit": has_distribution_function(fn),
         "delta": isinstance(base(fn), dist.Delta),
         "support_size": None if support is None else int(support.shape[0]),
         "in_scan": bool(site.get("_control_flow_done", False)),

@@ -89,7 +89,8 @@ def test_elbo(name, label):
 @pytest.mark.parametrize(("name", "label"), marked(ALL_WEIGHTED, FAST_WEIGHTED))
 def test_iwelbo(name, label):
     """K = 2, against all pairs of grid points. Sees an error of 60% of the largest entry."""
-    replicates = gradients(IWELBO(2, weighted_sites_of(name)[label]), CASES[name](), 15_000)
+    num_repeats = 40_000 if label == "score" else 15_000  # that baseline is a guess
+    replicates = gradients(IWELBO(2, weighted_sites_of(name)[label]), CASES[name](), num_repeats)
     assert_mean(replicates, exact_gradient(CASES[name], exact_iwelbo), smallest_error=0.6)
 
 
@@ -175,7 +176,7 @@ class Unweighted(AbstractSiteEstimator):
     num_branches = Enumerate.num_branches
     draw = Enumerate.draw
 
-    def log_weights(self, log_prob):
+    def log_weights(self, log_prob, record):
         return jax.lax.stop_gradient(log_prob)
 
 
