@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import ergodica
-from ergodica.core.cite import BIBLIOGRAPHY
+from ergodica.core.cite import bibliography
 from tests.conftest import ROOT
 
 PUBLIC = (
@@ -105,12 +105,15 @@ def algorithm_classes() -> set[type]:
 def test_what_is_cited_is_in_the_bibliography():
     cited = {key for cls in algorithm_classes() for key in cls.references}
     assert cited
-    assert cited <= BIBLIOGRAPHY.keys()
+    assert cited <= bibliography().keys(), cited - bibliography().keys()
 
 
-def test_bibliography_keys_are_those_of_the_entries():
-    for key, entry in BIBLIOGRAPHY.items():
-        assert re.match(rf"@\w+\{{{key},", entry)
+def test_bibliography_is_sorted_and_read_whole():
+    text = (ROOT / "ergodica" / "core" / "bibliography.bib").read_text()
+    keys = re.findall(r"^@\w+\{(.*),$", text, re.MULTILINE)
+    assert keys == sorted(set(keys)), "one entry a key, in their order"
+    assert list(bibliography()) == keys
+    assert len(re.findall("^@", text, re.MULTILINE)) == len(keys)
 
 
 def python_blocks(page: pathlib.Path) -> list[str]:
