@@ -66,7 +66,7 @@ def temperature_series(dt: "xr.DataTree", posterior: Posterior) -> "xr.DataArray
         return None
     means = theta.mean(1, keepdims=True)
     centre = (means.sum(0, keepdims=True) - means) / (num_chains - 1)
-    gradients = np.asarray(_gradients(posterior, jax.tree.map(jnp.asarray, positions)))
+    gradients = np.asarray(gradients_of(posterior, jax.tree.map(jnp.asarray, positions)))
     names = tree.coordinate_names(posterior.shape())
     return xr.DataArray(
         -(theta - centre) * gradients, dims=("chain", "draw", "coordinate"), coords={"coordinate": names}
@@ -74,7 +74,9 @@ def temperature_series(dt: "xr.DataTree", posterior: Posterior) -> "xr.DataArray
 
 
 @jax.jit
-def _gradients(posterior: Posterior, positions: Position) -> jax.Array:
+def gradients_of(posterior: Posterior, positions: Position) -> jax.Array:
+    """Gradients of the log density (chain, draw, D) at positions with the axes (chain, draw) first."""
+
     def gradient(position: Position) -> jax.Array:
         return tree.ravel(jax.grad(posterior.log_density)(position))
 
