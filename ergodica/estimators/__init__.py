@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         Score,
         SiteError,
         StraightThrough,
+        UnorderedSet,
         VariationalGradient,
         expectation_gradient,
     )
@@ -115,6 +116,7 @@ __all__ = [
     "Score",
     "SiteError",
     "StraightThrough",
+    "UnorderedSet",
     "VariationalGradient",
     "expectation_gradient",
     "gaussian_privacy",

@@ -155,6 +155,13 @@ SITES = [
         refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
     ),
     SiteRow("Reparam", lambda: erg.estimators.Reparam(stl=True), "Reparam-stl", "w"),
+    SiteRow(
+        "UnorderedSet",
+        lambda: erg.estimators.UnorderedSet(2),
+        "UnorderedSet",
+        "z",
+        refused=("w", _elbo, 4, "its support cannot be listed"),
+    ),
     SiteRow("Reparam", lambda: erg.estimators.Reparam(stl=True), "Reparam-dreg", "w", _iwelbo),
     SiteRow(
         "Enumerate",

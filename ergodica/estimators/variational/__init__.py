@@ -19,6 +19,7 @@ from ergodica.estimators.variational.reparam import Reparam
 from ergodica.estimators.variational.score import VIMCO, LeaveOneOut, Score
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.straight_through import StraightThrough
+from ergodica.estimators.variational.unordered_set import UnorderedSet
 
 __all__ = [
     "ELBO",
@@ -41,6 +42,7 @@ __all__ = [
     "Score",
     "SiteError",
     "StraightThrough",
+    "UnorderedSet",
     "VariationalGradient",
     "expectation_gradient",
 ]
