@@ -45,12 +45,16 @@ from ergodica.estimators.policy import (
 
 if TYPE_CHECKING:
     from ergodica.estimators.variational import (
+        DARN,
         ELBO,
         IWELBO,
         REBAR,
+        RELAX,
+        RODEO,
         VIMCO,
         AbstractSiteEstimator,
         DisARM,
+        DoubleControlVariate,
         Enumerate,
         ExactGradient,
         GumbelSoftmax,
@@ -71,9 +75,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "DARN",
     "ELBO",
     "IWELBO",
     "REBAR",
+    "RELAX",
+    "RODEO",
     "SAGA",
     "SPSA",
     "SVRG",
@@ -86,6 +93,7 @@ __all__ = [
     "ControlVariate",
     "DataParallel",
     "DisARM",
+    "DoubleControlVariate",
     "Enumerate",
     "EvolutionSingle",
     "EvolutionStrategy",

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -37,6 +38,16 @@ def program(counter: Counter | None = None) -> Case:
     return Case("contract", model, guide, (jnp.array(1.4),), params)
 
 
+def free_form(psi, z, x):
+    """A control variate of the relaxed noise."""
+    return psi["height"] * jnp.tanh(z)
+
+
+def bent(psi, cost, difference):
+    """A function of the expansions about other particles' draws."""
+    return cost + psi["height"] * jnp.tanh(difference)
+
+
 @dataclasses.dataclass(frozen=True)
 class SiteRow:
     name: str
@@ -53,10 +64,12 @@ class SiteRow:
     """Whether the objective's value is unbiased too; at relaxed values it is not."""
     remembers: bool = False
     """Whether it has state; used without SVI's declaration, it must say so."""
+    learns: bool = False
+    """Whether it has parameters of its own, which the wrapped guide declares."""
     refused: tuple[str, Callable[..., Any], int, str] | None = None
     """A site, objective and number of particles where it must be refused, and the words that say why."""
     slow: bool = False
-    """Whether another setting of the same class is enough for every change."""
+    """Whether another setting of the same class, or tests over all outcomes, are enough for every change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +124,56 @@ SITES = [
         "MuProp",
         "z",
         refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
+    SiteRow("REBAR", lambda: erg.estimators.REBAR(tuned=True), "REBAR-tuned", "z", learns=True, slow=True),
+    SiteRow(
+        "RELAX",
+        lambda: erg.estimators.RELAX(free_form, {"height": jnp.full((), 0.3, jnp.result_type(float))}),
+        "RELAX",
+        "z",
+        learns=True,
+        refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
+    SiteRow(
+        "DARN",
+        erg.estimators.DARN,
+        "DARN",
+        "z",
+        unbiased=False,
+        shows_bias=False,
+        slow=True,
+        refused=("w", _elbo, 4, "neither Bernoulli nor a one-hot vector"),
+    ),
+    SiteRow(
+        "DoubleControlVariate",
+        erg.estimators.DoubleControlVariate,
+        "DoubleControlVariate",
+        "z",
+        refused=("z", _iwelbo, 4, "IWELBO is no mean over particles"),
+    ),
+    SiteRow(
+        "DoubleControlVariate",
+        lambda: erg.estimators.DoubleControlVariate(tuned=True),
+        "DoubleControlVariate-tuned",
+        "z",
+        learns=True,
+        slow=True,
+    ),
+    SiteRow(
+        "RODEO",
+        erg.estimators.RODEO,
+        "RODEO",
+        "z",
+        refused=("z", _elbo, 1, "there are no other particles"),
+        slow=True,
+    ),
+    SiteRow(
+        "RODEO",
+        lambda: erg.estimators.RODEO(bent, {"height": jnp.full((), 0.3, jnp.result_type(float))}),
+        "RODEO-function",
+        "z",
+        learns=True,
+        slow=True,
     ),
     SiteRow(
         "DisARM",
@@ -185,6 +248,16 @@ OBJECTIVES = [
 
 def loss_of(row: SiteRow, num_particles: int = NUM_PARTICLES) -> Any:
     return row.objective(num_particles, {row.site: row.make()})
+
+
+def case_of(row: SiteRow, counter: Counter | None = None) -> Case:
+    """The program; with what the row's estimator learns declared in the guide and among the parameters."""
+    case = program(counter)
+    if not row.learns:
+        return case
+    guide = loss_of(row).guide(case.model, case.guide)
+    start = gradient_of(row, dataclasses.replace(case, guide=guide)).start(jax.random.key(0))
+    return dataclasses.replace(case, guide=guide, params={**start, **case.params})
 
 
 def gradient_of(row: SiteRow, case: Case) -> Any:

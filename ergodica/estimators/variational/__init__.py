@@ -1,7 +1,9 @@
 """Gradient estimators for NumPyro programs, one for each sample site."""
 
 from ergodica.estimators.variational.baselines import MovingAverage, Network
+from ergodica.estimators.variational.darn import DARN
 from ergodica.estimators.variational.disarm import DisARM
+from ergodica.estimators.variational.double_control_variate import DoubleControlVariate
 from ergodica.estimators.variational.elbo import ELBO
 from ergodica.estimators.variational.enumerate import Enumerate
 from ergodica.estimators.variational.exact_gradient import ExactGradient
@@ -15,19 +17,25 @@ from ergodica.estimators.variational.muprop import MuProp
 from ergodica.estimators.variational.rao_blackwell_gumbel import RaoBlackwellGumbel
 from ergodica.estimators.variational.rebar import REBAR
 from ergodica.estimators.variational.reinmax import ReinMax
+from ergodica.estimators.variational.relax import RELAX
 from ergodica.estimators.variational.reparam import Reparam
+from ergodica.estimators.variational.rodeo import RODEO
 from ergodica.estimators.variational.score import VIMCO, LeaveOneOut, Score
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.straight_through import StraightThrough
 from ergodica.estimators.variational.unordered_set import UnorderedSet
 
 __all__ = [
+    "DARN",
     "ELBO",
     "IWELBO",
     "REBAR",
+    "RELAX",
+    "RODEO",
     "VIMCO",
     "AbstractSiteEstimator",
     "DisARM",
+    "DoubleControlVariate",
     "Enumerate",
     "ExactGradient",
     "GumbelSoftmax",

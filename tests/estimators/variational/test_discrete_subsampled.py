@@ -49,6 +49,9 @@ def exact(logits):
         erg.estimators.REBAR(0.5),
         erg.estimators.MuProp(),
         erg.estimators.ReinMax(),
+        pytest.param(erg.estimators.DARN(), marks=pytest.mark.sweep),
+        pytest.param(erg.estimators.DoubleControlVariate(), marks=pytest.mark.sweep),
+        pytest.param(erg.estimators.RODEO(), marks=pytest.mark.sweep),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )

@@ -104,6 +104,7 @@ def one_hot(estimator, num_particles=1):
     }
 
 
+@pytest.mark.slow
 def test_three_bits_that_share_a_cost():
     """Fixed and tuned, at temperatures and strengths that are not the defaults; an error of 20% would be seen."""
     exact = exact_gradient_of(LOGITS, joint_cost)
@@ -152,7 +153,9 @@ def test_tuning_without_a_path_is_found():
     assert all(np.max(np.abs(found[name] - slope)) > 1e-2 for name, slope in slopes.items())
 
 
-@pytest.mark.parametrize("p0", [0.49, pytest.param(0.499, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    "p0", [pytest.param(0.49, marks=pytest.mark.slow), pytest.param(0.499, marks=pytest.mark.sweep)]
+)
 def test_tuning_lowers_the_variance(p0):
     """On E (b - p0)² at p = .3, guide held: from 1.4 times the score function's variance, which is known, to no more than that."""
     p, f0, f1 = 0.3, p0**2, (1 - p0) ** 2
