@@ -69,7 +69,8 @@ def check_relaxable(estimator: AbstractSiteEstimator, site: Site, context: Conte
     if site.distribution.startswith("Categorical"):
         reason = "its value is an index, which has nothing between 0 and 1"
         one_hot = (
-            "a one-hot vector instead, Multinomial(1, probs=…) in model and guide (zeros and ones that multiply), or "
+            f"numpyro.sample({site.name!r}, dist.Multinomial(1, logits=…)) instead, in model and guide, whose value is a one-hot "
+            f"vector (with it, {site.name} @ table is what table[{site.name}] was); or "
         )
         raise site.refuse(estimator, reason, one_hot + others)
     if site.distribution not in (*BITS, *ONE_HOT):
