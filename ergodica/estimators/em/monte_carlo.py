@@ -249,8 +249,8 @@ class MonteCarloEM(AbstractGradientEstimator):
         after = own._replace(
             latents=jax.tree.map(lambda x, y: jnp.where(_rows_of(accepted, x), x, y), proposed, own.latents),
             started=own.started | accepted,
-            visits=own.visits + own.started,
-            moves=own.moves + (accepted & own.started),
+            visits=own.visits + own.started.astype(jnp.int32),
+            moves=own.moves + (accepted & own.started).astype(jnp.int32),
         )
         beta = leave_one_out(probability) if self.control_variate else jnp.zeros_like(probability)
         weight = self.minibatch.posterior.num_data * batch.weight

@@ -180,11 +180,11 @@ class PersistentChains(AbstractGradientEstimator):
         def one(key: Key, position: Position) -> tuple[Position, Array]:
             key_init, key_steps = jax.random.split(key)
 
-            def body(state: Any, key: Key) -> tuple[Any, Array]:
-                state, info = kernel.step(key, state)
+            def body(state: Any, i: Array) -> tuple[Any, Array]:
+                state, info = kernel.step(jax.random.fold_in(key_steps, i), state)
                 return state, _acceptance_rate(info)
 
-            state, rates = jax.lax.scan(body, kernel.init(key_init, position), jax.random.split(key_steps, num_steps))
+            state, rates = jax.lax.scan(body, kernel.init(key_init, position), jnp.arange(num_steps))
             return state.position, jnp.mean(rates)
 
         position, rates = jax.vmap(one)(jax.random.split(key, self.num_chains), position)

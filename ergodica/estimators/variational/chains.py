@@ -10,10 +10,10 @@ from numpyro.handlers import seed, substitute, trace
 
 from ergodica.core.types import Key
 from ergodica.estimators.variational.facts import Distribution, Draw, Site
-from ergodica.estimators.variational.lanes import common_plates
 from ergodica.estimators.variational.particles import Run
 from ergodica.estimators.variational.site import AbstractSiteEstimator
-from ergodica.estimators.variational.structure import Plate, Program, Structure, pad
+from ergodica.estimators.variational.structure import Plate, Program, Structure
+from ergodica.estimators.variational.weighted import plate_scale
 
 type Index = tuple[Array, ...] | None
 """For each batch dimension the elements that are in the program, as `jax.numpy.ix_` gives them; ``None``: all of them."""
@@ -53,7 +53,7 @@ class Layout:
     """The plates whose elements have chains of their own, and the elements of them that are in the program."""
 
     structure: Structure
-    plates: tuple[Plate, ...]
+    plates: list[Plate]
     indices: dict[str, Array]
 
     @property
@@ -65,10 +65,7 @@ class Layout:
     @property
     def scale(self) -> float:
         """How many chains each of those in the program stands for."""
-        scale = 1.0
-        for plate in self.plates:
-            scale *= plate.full_size / plate.size
-        return scale
+        return plate_scale(self.plates)
 
     def full_shape(self, batch_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Batch shape of a site over the whole plates."""
@@ -105,7 +102,7 @@ class Layout:
         return tuple(sizes.get(d, 1) for d in range(min(sizes, default=0), 0))
 
 
-class Held(AbstractSiteEstimator):
+class Retained(AbstractSiteEstimator):
     """Particle 0 takes the value that the chain is at; the others are drawn. No derivatives flow through either."""
 
     value: Array
@@ -124,15 +121,6 @@ class Held(AbstractSiteEstimator):
         """Take the chain's value, or draw; and record it."""
         value = jax.lax.stop_gradient(jnp.where(noise["first"], noise["held"], fn(rng_key=key)))
         return Draw(value, value)
-
-
-def enclosing_plates(structure: Structure) -> tuple[Plate, ...]:
-    """Plates that every site of model and guide is inside of."""
-    plates = list(structure.plates.values())
-    common = list(plates[0]) if plates else []
-    for other in plates[1:]:
-        common = common_plates(common, other)
-    return tuple(common)
 
 
 def held_sites(structure: Structure) -> list[str]:
@@ -165,15 +153,6 @@ def draw_plates(key: Key, program: Program, params: dict, structure: Structure) 
     return {name: value for name, value in _guide_values(program, params, key).items() if name in names}
 
 
-def log_weights(run: Run, plates: tuple[Plate, ...], scale: float) -> Array:
-    """Log importance weights (1 + K, …) of each chain, without the plates' scale."""
-    total = jnp.zeros((1,) * (run.lanes.lead + run.structure.rank))
-    for term, x in run.particles.terms.items():
-        x = run.lanes.sum_to(x, run.structure.plates[term], plates)
-        total = total + x.astype(total.dtype)
-    return jax.lax.stop_gradient(total) / scale
-
-
 def chosen_values(run: Run, index: Array) -> dict[str, Array]:
     """Value of each site at the particles ``index``, which has the rank of the structure."""
 
@@ -189,8 +168,3 @@ def _guide_values(program: Program, params: dict, key: Key) -> dict[str, Array]:
     guide = seed(substitute(program.guide, data=params), key)
     sites = trace(guide).get_trace(*program.args, **program.kwargs)
     return {name: site["value"] for name, site in sites.items() if site["type"] in ("sample", "plate")}
-
-
-def aligned(x: Array, rank: int) -> Array:
-    """Add batch dimensions on the left."""
-    return pad(x, rank - x.ndim)

@@ -16,13 +16,11 @@ from ergodica.core.types import Key, PyTree
 from ergodica.estimators.em.independence import Selection, conditional_importance, metropolis_independence
 from ergodica.estimators.variational.chains import (
     Chains,
-    Held,
     Layout,
+    Retained,
     chosen_values,
     draw_plates,
-    enclosing_plates,
     held_sites,
-    log_weights,
     start,
 )
 from ergodica.estimators.variational.explain import Explanation, Row
@@ -31,6 +29,7 @@ from ergodica.estimators.variational.particles import Run, mean_of_particles, ru
 from ergodica.estimators.variational.reparam import Reparam
 from ergodica.estimators.variational.site import only_gradient
 from ergodica.estimators.variational.structure import GUIDE, Program, Structure, inspect
+from ergodica.estimators.variational.weighted import enclosing_plates, reduce_terms, weigh
 from ergodica.estimators.variational.wrap import STATE
 
 CHAINS = "chains"
@@ -119,7 +118,7 @@ class AbstractScoreClimbing(AbstractLoss):
         run = self._run(key_run, params, program, layout, chains)
         started = layout.take(chains.started, layout.chain_shape)
         goes_on = self.continues(chains, started)
-        weights = log_weights(run, layout.plates, layout.scale)
+        weights = jax.lax.stop_gradient(reduce_terms(run, run.particles.terms, layout.plates))
         retained = jnp.where(goes_on.reshape(weights.shape[1:]), weights[0], -jnp.inf)
         selection = self.select(key_select, weights.at[0].set(retained))
         bound = jax.nn.logsumexp(weights[1:], axis=0) - jnp.log(self.num_particles)
@@ -132,7 +131,7 @@ class AbstractScoreClimbing(AbstractLoss):
         """Run the program at the chains' values and at as many draws of the guide as there are proposals."""
         sites, held = layout.structure.sites, held_sites(layout.structure)
         estimators = {
-            name: Held(layout.take(chains.values[name], site.batch_shape)) if name in held else Reparam()
+            name: Retained(layout.take(chains.values[name], site.batch_shape)) if name in held else Reparam()
             for name, site in sites.items()
         }
         model, guide = (substitute(f, data=layout.indices) for f in (program.model, program.guide))
@@ -146,7 +145,7 @@ def expectation(run: Run, weights: Array) -> Array:
     total, weights = jnp.zeros(()), jax.lax.stop_gradient(weights)
     own = {GUIDE.format(name) for name in run.structure.sites}
     for term, x in run.particles.terms.items():
-        x = jnp.where(weights > 0, weights.astype(x.dtype) * x, 0)
+        x = weigh(weights.astype(x.dtype), x)
         total = total + (-1 if term in own else 1) * jnp.sum(x).astype(total.dtype)
     return total
 
@@ -160,7 +159,7 @@ def moved_on(run: Run, layout: Layout, chains: Chains, started: Array, goes_on: 
     return Chains(
         values={name: layout.put(x, sites[name].batch_shape, values[name]) for name, x in chains.values.items()},
         started=layout.put(chains.started, shape, started | (index > 0)),
-        visits=layout.put(chains.visits, shape, layout.take(chains.visits, shape) + goes_on),
+        visits=layout.put(chains.visits, shape, layout.take(chains.visits, shape) + goes_on.astype(jnp.int32)),
         moves=layout.put(chains.moves, shape, layout.take(chains.moves, shape) + accepted),
         step=chains.step + 1,
     )

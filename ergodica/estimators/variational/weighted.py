@@ -76,20 +76,11 @@ class AbstractWeighted(AbstractObjective):
 
     def common(self, structure: Structure) -> list[Plate]:
         """Plates that enclose every site."""
-        plates = list(structure.plates.values())
-        common = list(plates[0]) if plates else []
-        for other in plates[1:]:
-            common = common_plates(common, other)
-        return common
+        return enclosing_plates(structure)
 
     def _reduce(self, run: Run, terms: dict[str, Array], own: str | None = None) -> Array:
         """Sum terms to the common plates, without the plates' scale."""
-        common, lanes = self.common(run.structure), run.lanes
-        total = jnp.zeros((1,) * (lanes.lead + run.structure.rank))
-        for term, x in terms.items():
-            x = lanes.sum_to(lanes.on_branches(term, x, own), run.structure.plates[term], common)
-            total = total + x.astype(total.dtype)
-        return total / plate_scale(common)
+        return reduce_terms(run, terms, self.common(run.structure), own)
 
 
 class AbstractWeightedBound(AbstractWeighted):
@@ -118,6 +109,24 @@ class AbstractWeightedBound(AbstractWeighted):
         by_values = weigh(doubly_reparameterised_weights(normalised, power), self._reduce(run, run.particles.held))
         gradient = plate_scale(self.common(run.structure)) * only_gradient(by_parameters + by_values)
         return jax.lax.stop_gradient(scale * jnp.sum(bound)) + gradient
+
+
+def enclosing_plates(structure: Structure) -> list[Plate]:
+    """Plates that every site of model and guide is inside of."""
+    plates = list(structure.plates.values())
+    common = list(plates[0]) if plates else []
+    for other in plates[1:]:
+        common = common_plates(common, other)
+    return common
+
+
+def reduce_terms(run: Run, terms: dict[str, Array], plates: list[Plate], own: str | None = None) -> Array:
+    """Sum terms to some plates that enclose them all, without the plates' scale."""
+    total = jnp.zeros((1,) * (run.lanes.lead + run.structure.rank))
+    for term, x in terms.items():
+        x = run.lanes.sum_to(run.lanes.on_branches(term, x, own), run.structure.plates[term], plates)
+        total = total + x.astype(total.dtype)
+    return total / plate_scale(plates)
 
 
 def plate_scale(plates: list[Plate]) -> float:
