@@ -243,6 +243,12 @@ OBJECTIVES = [
         "IWELBO",
         (lambda: _iwelbo(4, {"z": "enum"}), TypeError, r"sites\['z'\] must be an estimator"),
     ),
+    ObjectiveRow(
+        "RenyiBound",
+        lambda n: erg.estimators.RenyiBound(0.5, n),
+        "RenyiBound",
+        (lambda: erg.estimators.RenyiBound(1.0), ValueError, "alpha must not be 1, where the bound is the ELBO"),
+    ),
 ]
 
 

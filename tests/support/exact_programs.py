@@ -4,6 +4,7 @@ An exact objective is a differentiable function of the parameters; its gradient 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,33 @@ class _OnGrid(Messenger):
 
 def on_grid(case: Case, params: dict) -> tuple[jax.Array, jax.Array]:
     """Log probability of each grid point under the guide (G,), and log importance weight there (G,)."""
+
+    def at(indices):
+        grid = _OnGrid(substitute(case.guide, params), indices)
+        guide_trace = trace(grid).get_trace(*case.args)
+        model_trace = trace(substitute(replay(case.model, guide_trace), params)).get_trace(*case.args)
+        return grid.log_weight, _log_joint(model_trace) - _log_joint(guide_trace)
+
+    return _over_grid(case, at)
+
+
+def on_held_grid(case: Case, params: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log probability of each grid point under the guide, log p and log q there, (G,) each, at values that do not move."""
+
+    def at(indices):
+        grid = _OnGrid(substitute(case.guide, jax.lax.stop_gradient(params)), indices)
+        drawn = trace(grid).get_trace(*case.args)
+        values = {n: s["value"] for n, s in drawn.items() if s["type"] == "sample"}
+        guide_trace = trace(substitute(case.guide, params | values)).get_trace(*case.args)
+        model_trace = trace(substitute(replay(case.model, drawn), params)).get_trace(*case.args)
+        return grid.log_weight, _log_joint(model_trace), _log_joint(guide_trace)
+
+    log_weight, log_p, log_q = _over_grid(case, at)
+    return jax.lax.stop_gradient(log_weight), log_p, log_q
+
+
+def _over_grid(case: Case, function: Callable) -> Any:
+    """Map over all grid points, given as the indices of each site's elements."""
     sites = trace(seed(substitute(case.guide, case.params), 0)).get_trace(*case.args)
     latent = {n: s["fn"] for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
     counts, shapes = [], {}
@@ -71,10 +99,7 @@ def on_grid(case: Case, params: dict) -> tuple[jax.Array, jax.Array]:
             size = int(np.prod(shape))
             indices[name] = row[start : start + size].reshape(shape)
             start += size
-        grid = _OnGrid(substitute(case.guide, params), indices)
-        guide_trace = trace(grid).get_trace(*case.args)
-        model_trace = trace(substitute(replay(case.model, guide_trace), params)).get_trace(*case.args)
-        return grid.log_weight, _log_joint(model_trace) - _log_joint(guide_trace)
+        return function(indices)
 
     return jax.vmap(at)(jnp.asarray(digits))
 
@@ -93,6 +118,34 @@ def exact_iwelbo(case: Case, params: dict) -> jax.Array:
     log_q, log_w = on_grid(case, params)
     bound = jnp.logaddexp(log_w[:, None], log_w[None, :]) - jnp.log(2.0)
     return jnp.sum(jnp.exp(log_q[:, None] + log_q[None, :]) * bound)
+
+
+@functools.cache
+def exact_renyi(alpha: float) -> Callable:
+    """Rényi's bound with two particles, over all pairs of grid points."""
+
+    def bound(case: Case, params: dict) -> jax.Array:
+        log_q, log_w = on_grid(case, params)
+        powers = (1 - alpha) * log_w
+        pairs = (jnp.logaddexp(powers[:, None], powers[None, :]) - jnp.log(2.0)) / (1 - alpha)
+        return jnp.sum(jnp.exp(log_q[:, None] + log_q[None, :]) * pairs)
+
+    return bound
+
+
+def exact_wake(case: Case, params: dict) -> jax.Array:
+    """Its gradient is the mean of self-normalised weights times the derivatives of log p + log q, with two particles."""
+    log_weight, log_p, log_q = on_held_grid(case, params)
+    log_w = jax.lax.stop_gradient(log_p - log_q)
+    weight = jnp.exp(log_weight[:, None] + log_weight[None, :]) * jax.nn.sigmoid(log_w[:, None] - log_w[None, :])
+    return jnp.sum(2 * jnp.sum(weight, axis=1) * (log_p + log_q))  # either of the pair is the first
+
+
+def exact_inclusive(case: Case, params: dict) -> jax.Array:
+    """The same with infinitely many particles: draws of the posterior."""
+    log_weight, log_p, log_q = on_held_grid(case, params)
+    posterior = jax.nn.softmax(log_weight + jax.lax.stop_gradient(log_p - log_q))
+    return jnp.sum(posterior * (log_p + log_q))
 
 
 class Exact(AbstractGradientEstimator):

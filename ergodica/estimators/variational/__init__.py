@@ -18,6 +18,7 @@ from ergodica.estimators.variational.rao_blackwell_gumbel import RaoBlackwellGum
 from ergodica.estimators.variational.rebar import REBAR
 from ergodica.estimators.variational.reinmax import ReinMax
 from ergodica.estimators.variational.relax import RELAX
+from ergodica.estimators.variational.renyi import RenyiBound
 from ergodica.estimators.variational.reparam import Reparam
 from ergodica.estimators.variational.rodeo import RODEO
 from ergodica.estimators.variational.score import VIMCO, LeaveOneOut, Score
@@ -46,6 +47,7 @@ __all__ = [
     "Network",
     "RaoBlackwellGumbel",
     "ReinMax",
+    "RenyiBound",
     "Reparam",
     "Score",
     "SiteError",
