@@ -17,6 +17,19 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave to `make sweep` what comes after the first ``n`` cases of tests that are marked ``swept_after(n)``."""
+    seen = {}
+    for item in items:
+        marker = item.get_closest_marker("swept_after")
+        if marker is not None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] = seen.get(test, 0) + 1
+            if seen[test] > marker.args[0]:
+                item.add_marker(pytest.mark.sweep)
+
+
 HASTY = ("contract", "docs", "models")
 """Folders whose tests run each program once or twice, so that its compilation is nearly all of the time."""
 

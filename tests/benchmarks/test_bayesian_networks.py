@@ -94,6 +94,7 @@ def test_swag_draws_have_the_covariance_of_the_method(methods):
     assert np.abs(draws.mean(0) - mean[0]).max() < 5 * np.sqrt(expected.max() / 4000)
 
 
+@pytest.mark.sweep
 def test_problems_are_posteriors(methods):
     """Sizes of the splits, no row on both sides, and the prior that each problem says."""
     for name, scale in (("auto_mpg", 8**-0.5), ("digits", 4 / 8), ("digits_unit", 1.0)):

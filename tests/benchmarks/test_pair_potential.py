@@ -135,6 +135,7 @@ def dimer_mean_energy(physics, temperature):
     return float(jnp.sum(u * weight) / jnp.sum(weight))
 
 
+@pytest.mark.sweep
 def test_dynamics_sample_the_canonical_law(physics, lennard_jones_system):
     """Mean energy of a dimer against quadrature, |z| < 5; an error of the temperature of 10% would be seen, and is."""
     state = tuple(jnp.asarray(v) for v in (BOX, 0.5, 0.02))
@@ -147,6 +148,7 @@ def test_dynamics_sample_the_canonical_law(physics, lennard_jones_system):
     assert abs(energy.mean() - dimer_mean_energy(physics, 0.45)) > 5 * se
 
 
+@pytest.mark.sweep
 def test_prediction_from_stored_geometry_is_that_of_the_system(physics):
     """Energies and forces from distances and their derivatives, against the tabulated network in the simulator."""
     import pair_potential_network as networks

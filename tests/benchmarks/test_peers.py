@@ -38,6 +38,7 @@ def contraction_of_sghmc(step_size, num_inner, alpha):
 
 @pytest.mark.usefixtures("numpyro_promotion", "x64")
 @pytest.mark.parametrize(("step_size", "num_inner", "alpha"), [(0.1, 10, 0.01), (0.2, 3, 1.0), (0.1, 1, 0.5)])
+@pytest.mark.swept_after(1)
 def test_law_of_blackjax_sghmc_is_that_of_its_step(step_size, num_inner, alpha):
     from accuracy.laws import law_of_blackjax_sghmc
     from exact import explicit_euler, redrawn

@@ -25,6 +25,7 @@ def test_data():
     assert "public domain" in data.description
 
 
+@pytest.mark.sweep
 def test_predicted_temperature_is_that_of_the_run():
     """On a Gaussian with independent batches the rule that chooses the steps is right to first order."""
     rows = jax.random.normal(jax.random.key(0), (400, 2))

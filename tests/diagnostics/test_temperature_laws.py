@@ -82,6 +82,7 @@ def case(name):
 
 
 @pytest.mark.parametrize("name", quick(CASES, QUICK))
+@pytest.mark.swept_after(1)
 def test_probe_temperature_is_the_true_variance_ratio(name):
     sampler, covariance = case(name)
     _, thin, num_samples = CASES[name]

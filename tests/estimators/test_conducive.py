@@ -88,6 +88,7 @@ def test_gaussians_have_their_mean_and_precision():
 
 @pytest.mark.parametrize("prior_share", [False, True])
 @pytest.mark.parametrize("centre", ["mode", "local", THETA + 1])
+@pytest.mark.swept_after(2)
 def test_exact_surrogates_give_the_full_gradient_at_every_client(centre, prior_share):
     """On a quadratic likelihood Laplace's method is exact, from any centre, with its share of the prior or without."""
     shards = regression_shards()

@@ -104,6 +104,7 @@ def test_fishers_identity_by_quadrature():
 @pytest.mark.parametrize(
     ("num_inner_steps", "scheme"), [(0, "full"), (2, "blocks"), swept(0, "blocks"), swept(2, "full")]
 )
+@pytest.mark.swept_after(1)
 def test_unbiased_from_exact_latents(num_inner_steps, scheme):
     """Draws of the latents' posterior, and what the inner chain makes of them at a step that rejects a third."""
     batch_size = 3 if scheme == "blocks" else None
@@ -113,6 +114,7 @@ def test_unbiased_from_exact_latents(num_inner_steps, scheme):
     assert np.all(np.abs(z_scores(independent_gradients(estimator))) < 5)
 
 
+@pytest.mark.sweep
 def test_a_short_inner_run_is_biased_and_a_long_one_is_not():
     def from_standard_normals(num_inner_steps):
         return LocalLatents(
@@ -132,6 +134,7 @@ def test_a_short_inner_run_is_biased_and_a_long_one_is_not():
     assert size[3] < min(size[1:3])
 
 
+@pytest.mark.sweep
 def test_kept_latents_forget_their_start():
     """At rest, one step a visit suffices: the mean over a long run of estimates is exact, from a start far off."""
     estimator = LocalLatents(hierarchy(), 3, inner_step_size=0.9, num_initial_steps=100)

@@ -31,6 +31,7 @@ def minibatch_of(estimator):
 @pytest.mark.parametrize(
     ("num_data", "batch_size"), [(12, 1), (12, 3), (12, 5), (13, 1), (13, 3), (13, 5), (13, 7), (13, 12), (13, 13)]
 )
+@pytest.mark.swept_after(6)
 def test_blocks_average_to_the_full_gradient(num_data, batch_size, wrap):
     """Whether or not the batch size divides the data: no datum is dropped or counted twice."""
     posterior, theta = linear_regression(num_data), jnp.array(THETA)

@@ -76,6 +76,7 @@ def exact_max_at_k(k):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.swept_after(1)
 def test_best_of_k_by_enumeration(k):
     """Both forms have the gradient of the best of k for their mean; leaving one out has the smaller variance."""
     gradient, value = exact_max_at_k(k)

@@ -46,6 +46,7 @@ def visits(size, num_chains, num_epochs):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.swept_after(2)
 def test_each_epoch_visits_each_block_once(size):
     blocks = visits(size, num_chains=8, num_epochs=4)
     np.testing.assert_array_equal(np.sort(blocks, axis=-1), np.broadcast_to(np.arange(size), blocks.shape))
@@ -67,6 +68,7 @@ def test_epochs_of_one_chain_are_independent():
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.swept_after(2)
 def test_the_last_bit_reverses_the_order(size, monkeypatch):
     """Half of all words hold the reverse of the other half's order, whatever the rounds do: exact, not statistical."""
     words = random_words(1, 20)
@@ -82,6 +84,7 @@ def test_the_last_bit_reverses_the_order(size, monkeypatch):
     np.testing.assert_array_equal(forward, np.asarray(orders(words, size))[:, ::-1])
 
 
+@pytest.mark.sweep
 def test_the_direction_is_a_fair_coin():
     """The bit that reverses is balanced: block 0 comes before block 1 half the time, for two blocks and for a thousand."""
     for size in (2, 7, 1000):

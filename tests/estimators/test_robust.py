@@ -27,6 +27,7 @@ def estimate_of(estimator, theta):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("scheme", ["blocks", "uniform", "full"])
+@pytest.mark.swept_after(1)
 def test_clipping(scheme):
     """Each datum's gradient by its own norm, on the batch that was drawn; value and count are the minibatch's."""
     posterior, theta = linear_regression(13), jnp.array(THETA)
@@ -65,6 +66,7 @@ def test_clipping_takes_the_norm_over_all_leaves():
         ("geometric_median", 4, {}),
     ],
 )
+@pytest.mark.swept_after(2)
 def test_aggregation(rule, num_groups, options):
     """Against groups cut in NumPy, with sizes that do not divide and with unequal weights."""
     posterior, theta = linear_regression(13), jnp.array(THETA)
@@ -85,6 +87,7 @@ def test_aggregation(rule, num_groups, options):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.sweep
 def test_the_mean_of_equal_groups_would_be_the_minibatch(monkeypatch):
     """What distinguishes the estimator from an unbiased one is the rule alone."""
     posterior, theta = linear_regression(12), jnp.array(THETA)
@@ -145,6 +148,7 @@ def skewed():
     return erg.Posterior(lambda t: -0.5 * t**2, lambda t, rows: -0.5 * (rows - t) ** 2, x, initial=jnp.array(0.0))
 
 
+@pytest.mark.sweep
 def test_compare_gradients_calls_them_biased():
     """And the minibatch under them unbiased; the bias of clipping is what its formula says."""
     posterior, theta = skewed(), jnp.array(0.5)

@@ -66,6 +66,7 @@ def test_local_runs_find_the_local_laws():
     assert np.all(np.asarray(plain.natural.precision).ravel() < 0.6 * precision)
 
 
+@pytest.mark.sweep
 def test_local_runs_with_correlations():
     """Full, diagonal and low-rank fits of one run: the diagonal one has one over the variances."""
     shards = regression_shards((40, 90, 60), 2, mixing=np.array([[1.0, 0.6], [0.0, 0.8]]))

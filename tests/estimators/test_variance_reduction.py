@@ -74,6 +74,7 @@ def assert_unbiased_on_the_way(estimator, num_epochs=2):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("num_data", "batch_size", "with_centre"), [(12, 3, True), (13, 5, False)])
 @pytest.mark.parametrize("kind", ALL)
+@pytest.mark.swept_after(3)
 def test_blocks_average_to_the_full_gradient_at_every_state(kind, num_data, batch_size, with_centre):
     minibatch = Minibatch(logistic_regression(num_data), batch_size)
     assert_unbiased_on_the_way(kind(minibatch, centre=jnp.array([0.5, 0.5, -0.5]) if with_centre else None))
@@ -154,6 +155,7 @@ def test_centres_follow_the_chain(kind, scheme):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("scheme", ["blocks", "uniform", "symmetric"])
 @pytest.mark.parametrize("kind", MOVING)
+@pytest.mark.swept_after(2)
 def test_on_equal_curvatures_sgld_moves_as_with_full_gradients(kind, scheme):
     """The noise is zero identically: the same noise keys give the same chain, step for step, through several centres."""
     posterior = gaussian_mean(num_data=12)
@@ -274,6 +276,7 @@ def test_saga_langevin_law():
 
 
 @pytest.mark.parametrize("kind", ALL)
+@pytest.mark.swept_after(2)
 def test_cost(kind):
     """Three gradients a row (SAGA one); the pass at the start is counted once, unless a centre was given."""
     minibatch = Minibatch(logistic_regression(12), 3)
@@ -289,6 +292,7 @@ def test_cost(kind):
 
 
 @pytest.mark.parametrize("kind", ALL)
+@pytest.mark.swept_after(1)
 def test_a_run_counts_all_gradients(kind):
     """Through `sample`: states of several chains are donated, stored and counted; the first pass of each chain too."""
     posterior = logistic_regression(12)

@@ -36,6 +36,7 @@ def draws(datatree):
     return datatree.posterior["position"].values
 
 
+@pytest.mark.sweep
 def test_expansions_of_all_sites_add_up_to_the_posterior():
     spec, centre = study(), jnp.array([0.3, -0.2])
     found = expansions_at(spec, centre)
@@ -48,6 +49,7 @@ def test_expansions_of_all_sites_add_up_to_the_posterior():
 
 
 @pytest.mark.parametrize("settings", [{"estimate_shares": "warmup"}, {"strength": 0.5}, {}])
+@pytest.mark.swept_after(1)
 def test_the_bounds_law_is_that_of_the_sites(settings):
     """Its drift is the mean gradient of the site's kernel, whose likelihood is quadratic, at two points."""
     spec, centre = study(**settings), jnp.array([0.8, -0.4])
@@ -101,6 +103,7 @@ def test_the_same_keys_make_the_steps_of_the_sampler_in_one_process():
     np.testing.assert_allclose(found, draws(dt), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.swept_after(1)
 def test_the_law_and_the_journal(tmp_path):
     """Mean and variances are those of the exact law; a second call with the same journal makes no visit.
 
@@ -121,6 +124,7 @@ def test_the_law_and_the_journal(tmp_path):
         run_study(study(num_visits=13, seed=9, batch_size=10), Direct(spec), tmp_path / "journal")
 
 
+@pytest.mark.sweep
 def test_momentum_travels_and_is_bounded():
     """With BAOA: the momentum's law is in the bound, which honest visits pass; a site that sends a large momentum is refused."""
 

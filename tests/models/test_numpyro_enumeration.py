@@ -125,6 +125,7 @@ def rows_at(posterior, indices):
 
 @pytest.mark.usefixtures("numpyro_promotion")
 @pytest.mark.parametrize(("name", "pattern"), RUNS)
+@pytest.mark.swept_after(1)
 def test_each_datum_has_the_sum_by_hand_with_its_gradient(name, pattern):
     posterior, (_, data, by_hand) = posterior_of(name, pattern), CASES[name]
 

@@ -74,6 +74,7 @@ def some_latents(posterior):
 @pytest.mark.usefixtures("x64", "numpyro_promotion")
 @pytest.mark.parametrize("pattern", [swept("A"), "B"])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.swept_after(1)
 def test_prior_and_joint_terms_are_numpyros_density(name, pattern):
     model, names = CASES[name]
     posterior = posterior_of(model, names, pattern)

@@ -80,6 +80,7 @@ def rows_at(posterior, indices):
 
 
 @pytest.mark.parametrize("visits", [None, 2])
+@pytest.mark.swept_after(1)
 def test_a_datum_of_nested_plates_is_an_index_of_the_outer_one(visits):
     data = {"scores": SCORES, "ages": AGES}
     posterior = erg.from_numpyro(nested, **data, people=3, visits=visits)

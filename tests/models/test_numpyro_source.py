@@ -85,6 +85,7 @@ def test_observed_data_are_whole_and_in_order(pattern):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("batch_size", [1000, 11, 4, 1])
+@pytest.mark.swept_after(3)
 def test_pointwise_log_likelihood_is_numpyros(pattern, batch_size):
     posterior = posterior_of("several observed", pattern)
     samples = draws(posterior)
@@ -100,6 +101,7 @@ def test_pointwise_log_likelihood_is_numpyros(pattern, batch_size):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("name", ["factors", "masked", "scaled", "time by data"])
+@pytest.mark.swept_after(3)
 def test_pointwise_terms_add_up_to_the_likelihood_sampled(name, pattern):
     posterior = posterior_of(name, pattern)
     position = posterior.start(jax.random.key(4))

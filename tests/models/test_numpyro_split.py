@@ -66,6 +66,7 @@ def assert_partition_averages_to_full(log_prior, sum_of_block, full):
 
 
 @pytest.mark.parametrize(("case", "pattern"), RUNS)
+@pytest.mark.swept_after(6)
 def test_sum_of_both_parts_is_numpyros_density(case, pattern):
     posterior = posterior_of(case, pattern)
     ours = jax.jit(jax.value_and_grad(posterior.log_density))
@@ -81,6 +82,7 @@ def test_sum_of_both_parts_is_numpyros_density(case, pattern):
 
 
 @pytest.mark.parametrize(("case", "pattern"), RUNS)
+@pytest.mark.swept_after(6)
 def test_each_datum_has_numpyros_log_probability(case, pattern):
     posterior = posterior_of(case, pattern)
     position = posterior.start(jax.random.key(0))
@@ -94,6 +96,7 @@ def test_each_datum_has_numpyros_log_probability(case, pattern):
 
 
 @pytest.mark.parametrize(("case", "pattern"), RUNS)
+@pytest.mark.swept_after(6)
 def test_any_partition_averages_to_the_full_density(case, pattern):
     posterior = posterior_of(case, pattern)
     position = posterior.start(jax.random.key(0))

@@ -49,6 +49,7 @@ PRINTED = {
 
 
 @pytest.mark.parametrize(("kind", "probabilities"), PRINTED)
+@pytest.mark.swept_after(3)
 def test_printed_values(kind, probabilities):
     """Through the shipped gradient, kernel and prediction, for visits of 1 and of 50 steps."""
     for local_steps, (mean, variance) in zip((1, 50), PRINTED[kind, probabilities], strict=True):
@@ -211,6 +212,7 @@ class TestPrediction:
         assert "coordinate by coordinate" in str(diagonal)
         assert "With 3 to 50 local steps" in str(full)
 
+    @pytest.mark.sweep
     def test_correlated_regression(self):
         """Exact surrogates leave what step and batch do; without them the draws follow the clients."""
         shards = regression_shards()

@@ -38,6 +38,7 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.swept_after(3)
 def test_independent_batches_have_the_closed_form(exact, name):
     make, options = KERNELS[name]
     kernel = make(exact, 0.3, FRICTION, temperature=0.7, **options)

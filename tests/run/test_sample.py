@@ -119,6 +119,7 @@ def test_centre_is_the_mean_of_the_second_half_of_warmup(posterior):
 
 
 @pytest.mark.parametrize("slots", [1, 4, 11])
+@pytest.mark.swept_after(1)
 def test_chunks_do_not_show(sampler, monkeypatch, slots):
     whole = run(sampler, thin=3)
     monkeypatch.setattr(runner, "_BUFFER_BYTES", slots * 200)

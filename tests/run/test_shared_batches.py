@@ -22,6 +22,7 @@ def sgld(scheme="blocks", step_size=1e-3, **options):
 
 
 @pytest.mark.parametrize("scheme", ["blocks", "uniform"])
+@pytest.mark.swept_after(1)
 def test_without_noise_of_their_own_chains_are_one(scheme):
     """At temperature 0 only the batches move a chain."""
     cold = sgld(scheme, temperature=0.0)
@@ -39,6 +40,7 @@ def test_an_epoch_visits_each_block_once():
     np.testing.assert_allclose(dt.posterior["position"].values[:, 0], 20 * 1e-9 * full, rtol=1e-4)
 
 
+@pytest.mark.sweep
 def test_law_of_each_and_correlation_between():
     r"""With i.i.d. batches: Var as for chains of their own, and correlation :math:`h s^2 / (2T + h s^2)` between chains."""
     posterior, h, groups = gaussian_mean(), 1e-3, 250
@@ -115,6 +117,7 @@ def test_what_cannot_share_says_so(make, error):
 
 
 @pytest.mark.parametrize("wrapper", ["ControlVariate", "SVRG"])
+@pytest.mark.swept_after(1)
 def test_wrapped_estimators_share(wrapper):
     posterior = gaussian_mean()
     gradient = getattr(erg.estimators, wrapper)(erg.estimators.Minibatch(posterior, 10), centre=posterior.initial)

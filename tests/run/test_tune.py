@@ -186,6 +186,7 @@ def mean_noise(gradient, mode, covariance):
 
 
 @pytest.mark.parametrize("scheme", ["uniform", "blocks"])
+@pytest.mark.swept_after(1)
 def test_prediction_against_a_run(scheme):
     """Variances of SGLD on a logistic regression: within 5 standard errors, where 4% (2% of an sd) would be seen."""
     posterior, mode = logistic()

@@ -102,6 +102,7 @@ class Scaled(AbstractGradientEstimator):
         return self.inner.posterior
 
 
+@pytest.mark.sweep
 def test_exact_with_a_wrong_gradient():
     """The correction is of the density, so that even half the gradient samples the whole posterior."""
     assert_mean(squares(corrected(wrap=lambda g: Scaled(g, 0.5)), 16_384), 1.0, smallest_error=0.02)

@@ -213,6 +213,7 @@ def check_case(local_steps, probabilities, factor, strength, num_chains, num_ste
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.sweep
 def test_law_by_simulation(case):
     """Mean, in posterior sds, and variance over all steps of the unequal shards; sees errors of 2%."""
     check_case(*CASES[case])

@@ -91,6 +91,7 @@ def z_of_mutant(kernel, variance):
 
 @pytest.mark.parametrize("temperature", [swept(1.0), 0.25])
 @pytest.mark.parametrize("make", [overdamped, underdamped])
+@pytest.mark.swept_after(1)
 def test_stationary_law(make, temperature):
     kernel, variance = make(temperature)
     assert_mean(averages_of(kernel, variance, NUM_CHAINS), EXACT, smallest_error=SMALLEST_ERROR)
@@ -165,6 +166,7 @@ def state_dependent_law(posterior, h, batch_size, noise):
     return mean, covariance
 
 
+@pytest.mark.sweep
 def test_state_dependent_gradient_noise():
     """SGLD on linear regression through the real Minibatch, against the exact operator of its second moments."""
     num_data, noise, batch_size = 30, 0.7, 6
@@ -184,6 +186,7 @@ def test_state_dependent_gradient_noise():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("scheme", ["blocks", "uniform"])
+@pytest.mark.swept_after(1)
 def test_control_variate_removes_all_noise_from_a_gaussian_mean(scheme):
     """Equal curvatures: from any centre, SGLD with a control variate is SGLD with the full gradient, step by step."""
     posterior, precision, _, _ = target()

@@ -139,6 +139,7 @@ def slopes(errors):
 @pytest.mark.parametrize("where", ["epoch boundaries", "all iterates"])
 @pytest.mark.parametrize("num_batches", [3, 4])
 @pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.swept_after(4)
 def test_reshuffled_blocks_give_second_order(scheme, num_batches, where):
     curvatures, _ = quadratic_batches(num_batches)
     assert num_batches * STEPS[0] * np.linalg.eigvalsh(curvatures.sum(axis=0))[-1] <= 1
@@ -188,6 +189,7 @@ def there_and_back(num_batches):
 @pytest.mark.parametrize("where", ["epoch boundaries", "all iterates"])
 @pytest.mark.parametrize("num_batches", [3, 4])
 @pytest.mark.parametrize("scheme", ONE_BATCH)
+@pytest.mark.swept_after(3)
 def test_symmetric_sweeps_give_second_order(scheme, num_batches, where):
     coarse, _, fine = slopes(biases(scheme, num_batches, there_and_back(num_batches), where))
     assert coarse >= 1.7

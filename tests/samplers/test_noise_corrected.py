@@ -63,6 +63,7 @@ def squares(kernel, variance, mean, num_chains):
     )
 
 
+@pytest.mark.sweep
 def test_measured_noise_of_real_batches():
     """Uniform batches, measured for ever: the running mean is unbiased, and so is the variance."""
     gradient, precision, mean, noise = target()

@@ -94,6 +94,7 @@ def swapped_squares(num_chains, **options):
     return jax.vmap(lambda key: squares_after(kernel, key, 20))(keys)
 
 
+@pytest.mark.sweep
 def test_swaps_on_noisy_energies_leave_the_laws_alone():
     """All three temperatures, after twenty rounds of swaps of even and odd pairs."""
     squares, rates = swapped_squares(160_000)
@@ -141,6 +142,7 @@ def test_replicas_move_at_their_own_temperatures():
     assert_mean(np.asarray(squares) / temperatures, 2 * 0.5, smallest_error=0.03)
 
 
+@pytest.mark.sweep
 def test_two_modes_get_their_weights():
     """Barrier of ten: SGLD stays where it starts; exchanged replicas find three quarters to one, from either side."""
 

@@ -112,6 +112,7 @@ def averages(name, num_chains, **setting):
 
 
 @pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.swept_after(1)
 def test_law_with_a_slow_thermostat(name):
     """Its mean friction, and the variance of the position: hotter neither by the noise nor by its size."""
     found = averages(name, 512)

@@ -211,6 +211,7 @@ def test_all_estimate_the_gradient_of_a_posterior():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.sweep
 def test_compare_gradients_takes_them():
     """The bias of smoothing is seen, unbiased ones are called so, costs are evaluations."""
     posterior = erg.Posterior(lambda x: -jnp.sum(x**4) - jnp.sum(x**2), initial=jnp.ones(2))

@@ -145,6 +145,7 @@ def test_pairs_average_and_episodes_begin_anew():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.sweep
 def test_compare_gradients_takes_them():
     """One window is the whole episode here, and all three agree with each other; costs are calls of step."""
     estimators = {cls.__name__: make(cls, window=NUM_STEPS, num_pairs=16) for cls in CLASSES}
