@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ergodica.estimators.em import MonteCarloEM, PersistentChains
 from ergodica.estimators.evolution import (
     SPSA,
     EvolutionSingle,
@@ -58,7 +59,9 @@ if TYPE_CHECKING:
         Enumerate,
         ExactGradient,
         GumbelSoftmax,
+        JointStochasticApproximation,
         LeaveOneOut,
+        MarkovianScoreClimbing,
         MeasureValued,
         MovingAverage,
         MuProp,
@@ -104,15 +107,19 @@ __all__ = [
     "ForwardGradient",
     "GaussianSurrogates",
     "GumbelSoftmax",
+    "JointStochasticApproximation",
     "LeaveOneOut",
     "LocalLatents",
     "LowRankEvolution",
+    "MarkovianScoreClimbing",
     "MaxAtK",
     "MeasureValued",
     "Minibatch",
+    "MonteCarloEM",
     "MovingAverage",
     "MuProp",
     "Network",
+    "PersistentChains",
     "PersistentEvolution",
     "PerturbedMatrix",
     "PolicyGradient",

@@ -9,10 +9,11 @@ import ergodica as erg
 from ergodica.core.gradient import AbstractGradientEstimator
 from tests.contract.black_box_table import BLACK_BOX
 from tests.contract.checks import abstract, assert_close, assert_equal, differ
+from tests.contract.em_table import EM
 from tests.contract.table import ESTIMATORS, NUM_DATA, POSITIONS, Counter, posterior_of
 
 NUM_CALLS = 5
-ROWS = [*ESTIMATORS, *BLACK_BOX]
+ROWS = [*ESTIMATORS, *BLACK_BOX, *EM]
 
 SWEPT = ("DataParallel-full",)
 """Slow, and the same class as the row before it."""

@@ -22,6 +22,7 @@ from ergodica.estimators.variational.renyi import RenyiBound
 from ergodica.estimators.variational.reparam import Reparam
 from ergodica.estimators.variational.rodeo import RODEO
 from ergodica.estimators.variational.score import VIMCO, LeaveOneOut, Score
+from ergodica.estimators.variational.score_climbing import JointStochasticApproximation, MarkovianScoreClimbing
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.straight_through import StraightThrough
 from ergodica.estimators.variational.unordered_set import UnorderedSet
@@ -40,7 +41,9 @@ __all__ = [
     "Enumerate",
     "ExactGradient",
     "GumbelSoftmax",
+    "JointStochasticApproximation",
     "LeaveOneOut",
+    "MarkovianScoreClimbing",
     "MeasureValued",
     "MovingAverage",
     "MuProp",

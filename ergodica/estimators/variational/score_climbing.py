@@ -299,9 +299,9 @@ class JointStochasticApproximation(AbstractScoreClimbing):
 
     Notes
     -----
-    Plates, the cache of each datum's state, subsampled plates and the loss are as for `MarkovianScoreClimbing`. Of the two, the
-    Metropolis chain moves no more rarely at one proposal, where its acceptance is the largest that leaves the posterior
-    invariant; with many proposals the weights of the other use all of them.
+    Plates, the cache of each datum's state, subsampled plates and the loss are as for `MarkovianScoreClimbing`. At one proposal the
+    chain moves more often than there, with probability :math:`\min(1, w'/w)` instead of :math:`w'/(w + w')`; but what is not
+    accepted is lost, while the weights of the other take all draws into account.
 
     Not where chains do not move: a state whose weight is large is left once in about :math:`w_{\max}` proposals. See `chains`.
 
