@@ -82,7 +82,7 @@ def demo(
     typical = typical_point(posterior, mode)
     start = jax.tree.map(lambda x: 0 * x, mode.position)
     points = {"mode": mode.position, "typical posterior draw": typical, "origin": start}
-    comparison = erg.compare_gradients(key_compare, estimators, list(points.values()))
+    comparison = erg.compare_gradients(key_compare, estimators, list(points.values()), num_repeats=1000)
     comparison = comparison.assign_coords(point=list(points))
     from ergodica.cli.compare import print_tables
 

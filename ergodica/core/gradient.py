@@ -4,6 +4,7 @@ import abc
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 
 from ergodica.core.types import Batch, Estimate, Key, PyTree, Reference
 
@@ -71,6 +72,29 @@ class AbstractGradientEstimator(eqx.Module):
         gradient of its log density is taken instead.
         """
         return None
+
+    def estimate_apart(self, key_data: Key, key: Key, params: PyTree, state: Any) -> Estimate | None:
+        """Estimate with the choice of data drawn from a key of its own; ``None`` if the two cannot be told apart.
+
+        With the same ``key_data`` and other keys, what is left of the noise is that of sampling. State is not moved.
+        """
+        source = self.batch_source
+        if source is None:
+            return None
+        key_open, key_draw = jax.random.split(key_data)
+        batch, _ = source.draw(key_draw, source.init(key_open, params))
+        return self.estimate(key, params, state, batch)[0]
+
+    def with_budget(self, budget: int) -> "AbstractGradientEstimator | None":  # noqa: ARG002  (a default)
+        """The estimator with as many particles as ``n_grad`` of ``budget`` allows; ``None`` if there is no such number."""
+        return None
+
+    def evaluations(self, params: PyTree, n_grad: float) -> tuple[float, float]:  # noqa: ARG002  (a default)
+        """How many values, and how many derivatives, of what is differentiated a call computes that counts ``n_grad``.
+
+        Values come along with derivatives, so by default both are ``n_grad``. Override where derivatives are not needed.
+        """
+        return n_grad, n_grad
 
     @property
     def exact(self) -> bool:

@@ -7,6 +7,7 @@ from ergodica.diagnostics.diagnosis import Diagnosis as Diagnosis
 from ergodica.diagnostics.expectation import weighted_mean as weighted_mean
 from ergodica.diagnostics.function_space import chain_disagreement as chain_disagreement
 from ergodica.diagnostics.function_space import function_draws as function_draws
+from ergodica.diagnostics.gradient_points import training_points as training_points
 from ergodica.diagnostics.gradients import compare_gradients as compare_gradients
 from ergodica.diagnostics.held_out import HeldOutSums as HeldOutSums
 from ergodica.diagnostics.guide import GuideCheck as GuideCheck
@@ -47,5 +48,6 @@ __all__ = [
     "predictive",
     "reference_table",
     "report",
+    "training_points",
     "weighted_mean",
 ]

@@ -1,106 +1,145 @@
-"""What independent estimates of a gradient say of its bias and variance."""
+"""What independent estimates of a gradient say of its variance."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-_TINY = 1e-200
-"""Keeps precisions finite where there is neither noise nor anything to round."""
+RELATIVE_ERROR = 0.1
+"""Standard error of a variance, as a fraction of it, up to which its interval is to be trusted."""
+LARGEST_SHARE = 0.1
+"""Of one repeat in the sum of squared deviations; above it the interval is not to be trusted."""
+AIM = 0.05
+"""Relative standard error that ``repeats_for_variance`` would bring."""
+_BOOTSTRAPS = 400
 
 
 class Replicates(NamedTuple):
-    """Independent estimates at one point: ``gradients`` (R, D) and mean cost in datum gradients (NaN where not counted)."""
+    """Independent estimates at one point: ``gradients`` (R, D), and mean cost in datum gradients (NaN where not counted)."""
 
     gradients: np.ndarray
     cost: float
+    exact: bool = False
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean (D,)."""
+        return self.gradients.mean(axis=0)
+
+    @property
+    def deviations(self) -> np.ndarray:
+        """Squared deviations from the mean, summed over the coordinates (R,), whose mean is the unbiased variance."""
+        r = len(self.gradients)
+        return ((self.gradients - self.mean) ** 2).sum(axis=1) * r / (r - 1)
 
 
-class Moments(NamedTuple):
-    """What the replicates say: ``mean`` and ``squared_error`` of the mean (D,); total variance with its interval."""
+class Spread(NamedTuple):
+    r"""Total variance, its interval, and whether that is to be trusted.
 
-    mean: np.ndarray
-    squared_error: np.ndarray
+    ``kurtosis`` is that of the deviation of the whole vector, three for a normal number; ``relative_error`` the standard error
+    of the variance as a fraction of it, :math:`\sqrt{(\kappa - 1) / R}`.
+    """
+
     num_repeats: int
     variance: float
     lower: float
     upper: float
+    kurtosis: float
+    relative_error: float
+    trustworthy: bool
+    repeats_for_variance: float
     cost: float
 
 
-class Target(NamedTuple):
-    """What means are held against.
+def hall(z: np.ndarray, skewness: np.ndarray | float) -> np.ndarray:
+    r"""Correct a studentised mean for skewness.
 
-    ``gradient`` (D,), what ``rounding`` may do to it (D,), and the ``weights`` (by estimator) with which the estimators'
-    own means enter it.
+    .. math:: z + \tfrac13 \lambda z^2 + \tfrac1{27} \lambda^2 z^3 + \tfrac16 \lambda
+
+    where :math:`\lambda` is the skewness *of the mean*, that of one repeat over :math:`\sqrt R`. It takes away the error of
+    order :math:`R^{-1/2}` of Student's law, is increasing in z, and has an inverse (Hall, 1992).
     """
-
-    gradient: np.ndarray
-    rounding: np.ndarray
-    weights: dict[str, np.ndarray]
-    squared_errors: dict[str, np.ndarray]
+    return z + skewness * z**2 / 3 + skewness**2 * z**3 / 27 + skewness / 6
 
 
-class BiasTest(NamedTuple):
-    """The test of one estimator at one point; ``bias``, ``standard_error`` and ``z`` are (D,), ``p_value`` is the smallest."""
-
-    bias: np.ndarray
-    standard_error: np.ndarray
-    z: np.ndarray
-    p_value: float
-    bias_bound: float
-    verdict: str
+def inverse_hall(y: np.ndarray | float, skewness: np.ndarray | float) -> np.ndarray:
+    """Invert `hall` in its first argument."""
+    small = np.abs(skewness) < 1e-8
+    safe = np.where(small, 1.0, skewness)
+    root = np.cbrt(1 + safe * (y - safe / 6))
+    return np.where(small, y, 3 / safe * (root - 1))
 
 
-def summarise(replicates: Replicates, confidence: float) -> Moments:
-    """Mean, total variance, and a normal interval for the logarithm of the mean squared deviation."""
+def summarise(replicates: Replicates, confidence: float) -> Spread:
+    """Total variance with an interval that is corrected for the skewness of squared deviations.
+
+    On the score function of a quadratic (kurtosis 40 to 250, 1,000 to 16,000 repeats) intervals of 99% cover 98%; normal ones
+    for the logarithm cover 91% to 98%.
+    """
     from scipy.stats import t as student
 
-    r = len(replicates.gradients)
-    mean = replicates.gradients.mean(axis=0)
-    squares = (replicates.gradients - mean) ** 2
-    deviations = squares.sum(axis=1) * r / (r - 1)
-    variance = float(deviations.mean())
-    relative_error = deviations.std(ddof=1) / np.sqrt(r) / variance if variance > 0 else 0.0
-    factor = np.exp(student.ppf(0.5 + confidence / 2, r - 1) * relative_error)
-    return Moments(
-        mean=mean,
-        squared_error=squares.sum(axis=0) / (r - 1) / r,
+    r, d = len(replicates.gradients), replicates.deviations
+    variance = float(d.mean())
+    if variance == 0:
+        return Spread(
+            r, 0.0, 0.0, 0.0, np.nan, 0.0, trustworthy=True, repeats_for_variance=np.nan, cost=replicates.cost
+        )
+    error, kurtosis = float(d.std(ddof=1) / np.sqrt(r)), float((d**2).mean() / variance**2)
+    skewness = _skewness(d) / np.sqrt(r)
+    quantile = float(student.ppf(0.5 + confidence / 2, r - 1))
+    lower = variance - error * float(inverse_hall(quantile, skewness))
+    upper = variance - error * float(inverse_hall(-quantile, skewness))
+    relative = error / variance
+    return Spread(
         num_repeats=r,
         variance=variance,
-        lower=float(variance / factor),
-        upper=float(variance * factor),
+        lower=max(lower, variance * float(np.exp(-quantile * relative))),
+        upper=upper,
+        kurtosis=kurtosis,
+        relative_error=relative,
+        trustworthy=bool(relative <= RELATIVE_ERROR and d.max() <= LARGEST_SHARE * d.sum()),
+        repeats_for_variance=float(np.ceil(max(kurtosis - 1, 0.0) / AIM**2)),
         cost=replicates.cost,
     )
 
 
-def weigh_by_precision(
-    means: dict[str, np.ndarray], squared_errors: dict[str, np.ndarray], unit: float
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Weights (by estimator) of a mean pooled by precision, and the rounding of the means; ``unit`` is that of one."""
-    rounding = unit * np.max([np.abs(mean) for mean in means.values()], axis=0)
-    precision = {name: 1 / (v + rounding**2 + _TINY) for name, v in squared_errors.items()}
-    total = np.sum(list(precision.values()), axis=0)
-    return {name: p / total for name, p in precision.items()}, rounding
+def _skewness(x: np.ndarray) -> float:
+    centred = x - x.mean()
+    spread = np.sqrt((centred**2).mean())
+    return float((centred**3).mean() / spread**3) if spread > 0 else 0.0
 
 
-def judge_bias(name: str, moments: Moments, target: Target, level: float, bias_tolerance: float) -> BiasTest:
-    """Test each coordinate's bias at a level that is corrected for the number of tests, and bound the largest."""
-    from scipy.stats import t as student
+def variance_ratios(
+    deviations: dict[str, np.ndarray], first: str, confidence: float, seed: int = 0
+) -> dict[str, tuple]:
+    """Ratio of each variance to that of ``first``, with lower and upper end: normal for the logarithm, by a paired bootstrap.
 
-    weights = {name: np.zeros_like(target.gradient)} | target.weights
-    squared_error = sum(
-        ((other == name) - weight) ** 2 * target.squared_errors[other] for other, weight in weights.items()
-    )
-    error = np.sqrt(squared_error + target.rounding**2)
-    bias = moments.mean - target.gradient
-    safe = np.where(error > 0, error, 1.0)
-    z = np.where(error > 0, bias / safe, np.where(bias == 0, 0.0, np.inf))
-    freedom = np.where(squared_error > 0, moments.num_repeats - 1, np.inf)
-    smallest = float(np.min(2 * student.sf(np.abs(z), freedom)))
-    quantile = student.isf(level / 2, freedom)
-    bound, scale = float(np.max(np.abs(bias) + quantile * error)), float(np.max(np.abs(target.gradient)))
-    relative = bound / scale if scale > 0 else (0.0 if bound == 0 else np.inf)
-    mere_rounding = bound <= 2 * float(np.max(quantile * target.rounding))
-    unbiased = relative <= bias_tolerance or mere_rounding
-    verdict = "biased" if smallest < level else "unbiased" if unbiased else "undecided"
-    return BiasTest(bias, error, z, smallest, relative, verdict)
+    Repeats with the same index are drawn together, so that common random numbers shorten the interval.
+    """
+    from scipy.stats import norm
+
+    base = deviations[first]
+    noisy = {name: d for name, d in deviations.items() if len(d) == len(base) and d.mean() > 0}
+    found = dict.fromkeys(deviations, (np.nan, np.nan, np.nan))
+    found |= {name: (0.0, 0.0, 0.0) for name, d in deviations.items() if d.mean() == 0 and base.mean() > 0}
+    if first not in noisy:
+        return found
+    if len(noisy) == 1:
+        return found | {first: (1.0, 1.0, 1.0)}
+    stacked, rng = np.stack(list(noisy.values()), axis=1), np.random.default_rng(seed)
+    r = len(base)
+    logs = np.empty((_BOOTSTRAPS, len(noisy)))
+    for b in range(_BOOTSTRAPS):
+        counts = np.bincount(rng.integers(r, size=r), minlength=r)
+        logs[b] = np.log(np.maximum(counts @ stacked / r, 1e-300))
+    errors = (logs - logs[:, [list(noisy).index(first)]]).std(axis=0, ddof=1)
+    for (name, d), error in zip(noisy.items(), errors, strict=True):
+        ratio, factor = d.mean() / base.mean(), np.exp(norm.ppf(0.5 + confidence / 2) * error)
+        found[name] = (float(ratio), float(ratio / factor), float(ratio * factor))
+    return found
+
+
+def signal_to_noise(gradient: np.ndarray, replicates: Replicates) -> np.ndarray:
+    """Absolute value of the reference over the standard deviation of one estimate, by coordinate; infinite without noise."""
+    spread = replicates.gradients.std(axis=0, ddof=1)
+    safe = np.where(spread > 0, spread, 1.0)
+    return np.where(spread > 0, np.abs(gradient) / safe, np.where(gradient == 0, 0.0, np.inf))

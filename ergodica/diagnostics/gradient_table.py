@@ -1,5 +1,6 @@
-"""The result of `ergodica.compare_gradients`: a dataset, a table and a figure."""
+"""The result of `ergodica.compare_gradients`: a dataset, a table, sentences and a figure."""
 
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,14 +8,53 @@ import pandas as pd
 import xarray as xr
 
 if TYPE_CHECKING:
-    from ergodica.diagnostics.gradient_statistics import BiasTest, Moments, Target
+    from ergodica.diagnostics.gradient_replicates import Parts
+    from ergodica.diagnostics.gradient_settings import Settings
+    from ergodica.diagnostics.gradients import Taken
     from ergodica.diagnostics.timing import Times
+
+SUMMARY = ("verdict", "bias_bound", "relative_bias", "control", "variance", "variance_lower", "variance_upper")
 
 
 class GradientComparison(xr.Dataset):
-    """An `xarray.Dataset` of a comparison, with a table and a figure (see `ergodica.compare_gradients`)."""
+    """An `xarray.Dataset` of a comparison, with a table and a figure (see `ergodica.compare_gradients`).
+
+    Notes
+    -----
+    By ``estimator`` and ``point``, and those marked * by ``coordinate`` too:
+
+    - ``bias`` *, ``standard_error`` *, ``z`` * (corrected for skewness), ``p_adjusted`` * and ``p_joint`` (Holm's); ``p_value``,
+      the smallest of them;
+    - ``bias_bound``: with the given confidence no coordinate's bias is larger, as a fraction of the largest entry of
+      the reference. A bias up to it would have gone unseen;
+    - ``verdict``: ``"biased"``, ``"unbiased"`` (``bias_bound`` within ``bias_tolerance``, or nothing but rounding), or
+      ``"undecided"``;
+    - ``control``: whether the same repeats, shrunk by half of ``bias_tolerance``, were ``"found"`` or ``"missed"`` (``"none"``
+      for the reference itself); ``detectable``: the shrinkage that is found with probability 95%;
+    - ``relative_bias``, the norm of the bias (debiased) over that of the reference, with ``_lower`` and ``_upper``; ``cosine`` of
+      the mean and the reference; ``mse``, squared bias plus variance of one call;
+    - ``variance``, summed over the coordinates, with ``variance_lower`` and ``variance_upper``; ``variance_by_coordinate`` *;
+      ``variance_ratio`` to the first estimator, with its ends (paired bootstrap); ``kurtosis``; ``trustworthy``, whether the
+      interval is, and ``repeats_for_variance`` that would bring its standard error to 5%;
+    - ``snr`` *, absolute value of the reference over the standard deviation of one call; ``snr_median``;
+    - ``repeats`` taken, ``repeats_needed`` by the pilot's judgement;
+    - ``datum_gradients`` of a call, ``value_evaluations`` and ``derivative_evaluations``; ``seconds``, and ``time_ratio`` to the
+      first estimator with its range (by estimator);
+    - ``work_variance``, ``value_variance``, ``derivative_variance``, ``time_variance``: the variance times each of these, what one
+      gradient, value, derivative or second buys. The smaller the better; NaN where none is needed;
+    - ``variance_data`` and ``variance_sampling`` with their ends, if asked for.
+
+    By ``point``: ``reference`` *, and ``rounding_variance``: a variance below it is rounding, not noise.
+    """
 
     __slots__ = ()
+
+    @classmethod
+    def open(cls, path: str | pathlib.Path) -> "GradientComparison":
+        """Read what ``to_netcdf`` has written."""
+        with xr.open_dataset(path) as stored:
+            loaded = stored.load()
+        return cls(loaded.data_vars, coords=loaded.coords, attrs=loaded.attrs)
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -24,9 +64,7 @@ class GradientComparison(xr.Dataset):
         Print it whole by ``print(table.summary.to_string())``.
         """
         work = self["work_variance"]
-        table = self[
-            ["verdict", "bias_bound", "variance", "variance_lower", "variance_upper", "datum_gradients"]
-        ].assign(relative_work=work / work.isel(estimator=0))
+        table = self[[*SUMMARY, "datum_gradients"]].assign(relative_work=work / work.isel(estimator=0))
         if "time_ratio" in self:
             table = table.assign(time_ratio=self["time_ratio"])
         frame = table.to_dataframe(dim_order=["point", "estimator"])
@@ -34,98 +72,77 @@ class GradientComparison(xr.Dataset):
         frame[numbers] = frame[numbers].map(lambda x: float(f"{x:.3g}"))
         return frame
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know beside the figures: caps that were met, intervals not to be trusted, biases that hid."""
+        from ergodica.diagnostics.gradient_notes import notes_of
+
+        return notes_of(self)
+
+    def to_markdown(self) -> str:
+        """A table for each point, and the notes, as Markdown."""
+        from ergodica.diagnostics.gradient_notes import markdown_of
+
+        return markdown_of(self)
+
     def plot(self) -> Any:
-        """Draw variance times cost with its interval, and the largest z of the bias, by estimator and point.
+        """Draw variance times cost, and the bias as a fraction of the gradient, each with its interval, by estimator and point.
 
         Returns
         -------
         matplotlib.figure.Figure
         """
-        from matplotlib.figure import Figure
+        from ergodica.diagnostics.gradient_plot import draw
 
-        figure = Figure(figsize=(9, 1.6 + 0.45 * self.sizes["estimator"]), layout="constrained")
-        work_axes, bias_axes = figure.subplots(1, 2, sharey=True)
-        rows = np.arange(self.sizes["estimator"])
-        for j in range(self.sizes["point"]):
-            height = rows + 0.12 * (j - (self.sizes["point"] - 1) / 2)
-            at_point = self.isel(point=j)
-            _draw_work(work_axes, at_point, height, label=self._point_name(j))
-            bias_axes.plot(abs(at_point["z"]).max("coordinate"), height, "o", color=f"C{j}")
-        work_axes.set(xscale="log", xlabel=f"variance × {self._cost_name}")
-        work_axes.set_yticks(rows, list(self["estimator"].values))
-        work_axes.invert_yaxis()
-        limit = self.attrs["critical_z"]
-        bias_axes.axvline(limit, color="0.5", linestyle="--")
-        bias_axes.set(xscale="symlog", xlim=(0, None), xlabel=f"largest |z| of the bias (dashed: limit {limit:.1f})")
-        if self.sizes["point"] > 1:
-            work_axes.legend(fontsize="small")
-        return figure
+        return draw(self)
 
-    def _point_name(self, j: int) -> str:
+    def point_name(self, j: int) -> str:
         """Name of a point: its label, where labels were assigned by ``assign_coords(point=[...])``."""
         label = self["point"].values[j]
         return str(label) if isinstance(label, str) else f"point {label}"
 
-    @property
-    def _cost_name(self) -> str:
-        return "datum gradients" if bool(self["datum_gradients"].notnull().all()) else "cost (uncounted: 1)"
-
-
-def _draw_work(axes: Any, at_point: xr.Dataset, height: np.ndarray, label: str) -> None:
-    """Draw variance times cost with its interval; an estimator without noise is named instead, at the margin."""
-    cost = at_point["datum_gradients"].fillna(1.0)
-    middle, lower, upper = ((at_point[name] * cost).values for name in ("variance", "variance_lower", "variance_upper"))
-    noisy = middle > float(at_point["rounding_variance"])
-    axes.errorbar(
-        middle[noisy],
-        height[noisy],
-        xerr=[(middle - lower)[noisy], (upper - middle)[noisy]],
-        fmt="o",
-        capsize=3,
-        label=label,
-    )
-    for y in height[~noisy]:
-        axes.annotate("no noise", (0.01, y), xycoords=("axes fraction", "data"), va="center", fontsize="small")
-
 
 def assemble(
-    moments: "dict[str, list[Moments]]",
-    tests: "dict[str, list[BiasTest]]",
-    targets: "list[Target]",
-    times: "Times | None",
+    taken: "list[Taken]",
+    labels: list,
     coordinates: list[str],
+    settings: "Settings",
+    times: "Times | None",
+    parts: "dict[str, list[Parts]] | None",
+    evaluations: dict[str, tuple[float, float]],
     attrs: dict[str, Any],
 ) -> GradientComparison:
     """Put the figures of all estimators and points into one dataset."""
-    from scipy.stats import norm
+    from ergodica.diagnostics.gradient_judgement import judge, measure
 
     by_point, by_coordinate = ("estimator", "point"), ("estimator", "point", "coordinate")
-
-    def table(rows: dict[str, list], field: str) -> np.ndarray:
-        return np.array([[getattr(entry, field) for entry in row] for row in rows.values()])
-
-    variance, cost = table(moments, "variance"), table(moments, "cost")
-    data: dict[str, Any] = {name: (by_coordinate, table(tests, name)) for name in ("bias", "standard_error", "z")}
-    data |= {name: (by_point, table(tests, name)) for name in ("bias_bound", "verdict")}
+    names = list(taken[0].replicates)
+    judged, counts = judge(taken, settings)
+    measured = measure(taken, settings)
+    shape = {1: "point", 2: by_point, 3: by_coordinate}
+    data: dict[str, Any] = {name: (shape[x.ndim], x) for name, x in (judged | measured).items()}
+    cost = measured["datum_gradients"]
+    values, derivatives = np.array([evaluations[name] for name in names], float).T[..., None]
+    costs = {"work": cost, "value": values * cost, "derivative": derivatives * cost}
+    data |= {f"{kind}_evaluations": (by_point, costs[kind]) for kind in ("value", "derivative")}
     data |= {
-        "p_value": (by_point, np.minimum(1.0, attrs["num_tests"] * table(tests, "p_value"))),
-        "variance": (by_point, variance),
-        "variance_lower": (by_point, table(moments, "lower")),
-        "variance_upper": (by_point, table(moments, "upper")),
-        "datum_gradients": (by_point, cost),
-        "work_variance": (by_point, variance * cost),
-        "repeats": (by_point, table(moments, "num_repeats")),
-        "reference": (("point", "coordinate"), np.array([target.gradient for target in targets])),
-        "rounding_variance": ("point", np.array([np.sum(target.rounding**2) for target in targets])),
+        f"{kind}_variance": (by_point, np.where(x > 0, measured["variance"] * x, np.nan)) for kind, x in costs.items()
     }
+    data["reference"] = (("point", "coordinate"), np.array([cell.target.gradient for cell in taken]))
     if times is not None:
         data |= {
             "seconds": ("estimator", times.seconds),
             "time_ratio": ("estimator", times.ratio),
             "time_ratio_lower": ("estimator", times.ratio_lower),
             "time_ratio_upper": ("estimator", times.ratio_upper),
-            "time_variance": (by_point, variance * times.seconds[:, None]),
+            "time_variance": (by_point, measured["variance"] * times.seconds[:, None]),
         }
-    limit = float(norm.isf((1 - attrs["confidence"]) / (2 * attrs["num_tests"])))
-    coords = {"estimator": list(moments), "point": np.arange(len(targets)), "coordinate": coordinates}
-    return GradientComparison(data, coords=coords, attrs=attrs | {"critical_z": limit})
+    if parts is not None:
+        fields = next(iter(parts.values()))[0]._fields
+        data |= {
+            "variance_" + field: (by_point, np.array([[getattr(p, field) for p in parts[name]] for name in names]))
+            for field in fields
+        }
+    coords = {"estimator": names, "point": labels, "coordinate": coordinates}
+    attrs = attrs | counts | {"confidence": settings.confidence, "bias_tolerance": settings.bias_tolerance}
+    return GradientComparison(data, coords=coords, attrs=attrs)

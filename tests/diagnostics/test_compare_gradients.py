@@ -11,6 +11,8 @@ from ergodica.core import tree
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.posterior import Posterior
 from ergodica.core.types import Estimate
+from ergodica.diagnostics.gradient_points import training_points
+from ergodica.diagnostics.gradient_table import GradientComparison
 from ergodica.diagnostics.gradients import compare_gradients
 from ergodica.estimators import ControlVariate, Minibatch
 
@@ -175,7 +177,7 @@ def test_pooled_reference_sees_disagreement():
     assert table.attrs["reference"] == "pooled"
     assert "biased" in table.verdict.values
     agreeing = {name: estimators[name] for name in "ab"}
-    table = compare_gradients(jax.random.key(10), agreeing, jnp.ones(D), num_timings=0)
+    table = compare_gradients(jax.random.key(10), agreeing, jnp.ones(D), num_repeats=1000, num_timings=0)
     np.testing.assert_allclose(table.z.sel(estimator="a"), -table.z.sel(estimator="b"), rtol=1e-6)
     assert "biased" not in table.verdict.values
     assert np.isnan(table.datum_gradients).all()
@@ -185,7 +187,9 @@ def test_pooled_reference_sees_disagreement():
 
 def test_reference_by_name():
     estimators = {"trusted": Noisy(), "shifted": Noisy(shift=0.5)}
-    table = compare_gradients(jax.random.key(11), estimators, jnp.ones(D), reference="trusted", num_timings=0)
+    table = compare_gradients(
+        jax.random.key(11), estimators, jnp.ones(D), reference="trusted", num_repeats=1000, num_timings=0
+    )
     assert table.verdict.sel(estimator="shifted").item() == "biased"
     assert table.bias.sel(estimator="trusted").values.tolist() == [[0.0] * D]
     np.testing.assert_allclose(table.standard_error.sel(estimator="shifted"), np.sqrt(2 / 1000), rtol=0.1)
@@ -261,3 +265,86 @@ class TestErrors:
             compare_gradients(jax.random.key(0), {"a": Noisy()}, jnp.ones(D))
         with pytest.raises(ValueError, match="posterior holds its data"):
             compare_gradients(jax.random.key(0), {"a": Noisy(), "b": Noisy()}, jnp.ones(D), reference="exact")
+
+
+class TestRepeats:
+    def test_as_many_as_are_needed(self, regression):
+        """A bias of 6% is found at default settings; where the cap is met, the notes say how many repeats it would take."""
+        gradient = Minibatch(regression, BATCH, "uniform")
+        x, y = regression.data
+        mode = jnp.linalg.solve(x.T @ x + jnp.eye(D), x.T @ y)
+        estimators = {"right": gradient, "wrong": Distorted(gradient, factor=0.94)}
+        table = compare_gradients(jax.random.key(14), estimators, [jnp.zeros(D), mode], num_timings=0, max_repeats=3000)
+        assert table.verdict.sel(point=0).values.tolist() == ["unbiased", "biased"]
+        assert table.repeats.values.tolist() == [[int(table.repeats[0, 0]), 3000]] * 2
+        assert (table.repeats_needed.sel(point=0) <= 3000).all()
+        assert (table.repeats_needed.sel(point=1) > 3000).all()
+        assert table.control.values.tolist() == [["found", "missed"]] * 2
+        notes = "\n".join(table.notes)
+        assert "right at point 1: 3,000 repeats were taken, and" in notes
+        assert "right at point 1: the same gradient shrunk by 5% was not found biased" in notes
+        assert "right at point 0" not in notes
+
+    def test_memory_is_bounded(self, monkeypatch, regression):
+        from ergodica.diagnostics import gradients
+
+        monkeypatch.setattr(gradients, "MOST_NUMBERS", 2000 * D)
+        table = compare_gradients(
+            jax.random.key(14), {"m": Minibatch(regression, 2, "uniform")}, jnp.zeros(D), num_timings=0
+        )
+        assert table.repeats.item() == 2000
+
+
+class TestResult:
+    def test_round_trip_through_a_file(self, regression, tmp_path):
+        estimators = {"full": Minibatch(regression, scheme="full"), "blocks": Minibatch(regression, BATCH)}
+        table = compare_gradients(
+            jax.random.key(15),
+            estimators,
+            [jnp.zeros(D), jnp.ones(D)],
+            num_repeats=500,
+            num_timings=0,
+            split_variance=True,
+        ).assign_coords(point=["start", "there"])
+        table.to_netcdf(tmp_path / "table.nc")
+        again = GradientComparison.open(tmp_path / "table.nc")
+        xr.testing.assert_identical(
+            xr.Dataset(again.data_vars, again.coords), xr.Dataset(table.data_vars, table.coords)
+        )
+        assert again.notes == table.notes
+        assert again.to_markdown() == table.to_markdown()
+        assert "| blocks | unbiased |" in table.to_markdown()
+        assert "**start**" in table.to_markdown()
+        assert again.plot().axes[0].get_xlabel() == "variance × datum gradients"
+        assert (table.variance_sampling.sel(estimator="blocks") == 0).all()
+        blocks = table.sel(estimator="blocks")
+        assert (blocks.variance_data_lower < blocks.variance).all()
+        assert (blocks.variance_data_upper > blocks.variance).all()
+
+    def test_names_that_mean_references(self, regression):
+        for name in ("auto", "exact", "pooled"):
+            with pytest.raises(ValueError, match=f"has the name '{name}', which is what reference='{name}' stands for"):
+                compare_gradients(jax.random.key(0), {name: Minibatch(regression, 5)}, jnp.zeros(D))
+        with pytest.raises(ValueError, match=r"budget=10 cannot be given to estimators\['m'\], a Minibatch"):
+            compare_gradients(jax.random.key(0), {"m": Minibatch(regression, 5)}, jnp.zeros(D), budget=10)
+
+
+class TestTrainingPoints:
+    def test_half_way_in_the_objective(self, regression):
+        """The optimum is the mode up to noise; the middle has made half of the way."""
+        gradient = Minibatch(regression, BATCH)
+        points = training_points(jax.random.key(16), gradient, jnp.full(D, -1.0), num_steps=600, learning_rate=0.05)
+        values = [float(regression.log_density(p)) for p in points]
+        x, y = regression.data
+        mode = jnp.linalg.solve(x.T @ x + jnp.eye(D), x.T @ y)
+        np.testing.assert_allclose(points[2], mode, atol=0.05)
+        assert 0.3 < (values[1] - values[0]) / (values[2] - values[0]) < 0.7
+        table = compare_gradients(jax.random.key(17), {"m": gradient}, points, num_repeats=50, num_timings=0)
+        assert table.point.values.tolist() == ["start", "middle", "optimum"]
+        assert table.notes[0] == "The reference is exact."
+
+    def test_no_ascent(self, regression):
+        with pytest.raises(ValueError, match="which is no ascent"):
+            training_points(
+                jax.random.key(18), Distorted(Minibatch(regression, BATCH), factor=-1.0), jnp.zeros(D), num_steps=100
+            )

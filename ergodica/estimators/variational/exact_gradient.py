@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from numpyro.infer import RenyiELBO
 
 from ergodica.core import check, tree
 from ergodica.core.gradient import AbstractGradientEstimator
@@ -163,7 +163,7 @@ def bound_of(loss: Any) -> Bound:
     if isinstance(loss, NumPyroLoss):
         if isinstance(loss.of, RenyiELBO):
             return Bound(1.0 - loss.of.alpha, loss.num_particles)
-        if isinstance(loss.of, Trace_ELBO | TraceGraph_ELBO | TraceEnum_ELBO | TraceMeanField_ELBO):
+        if loss.linear:
             return ELBO_BOUND
     elif isinstance(loss, AbstractWeightedBound):
         return Bound(loss.power(float), loss.num_particles)

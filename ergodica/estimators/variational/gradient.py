@@ -1,19 +1,21 @@
 """An objective over a given model and guide as a gradient estimator, for `ergodica.compare_gradients` and own loops."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 from numpyro.distributions import biject_to, constraints
-from numpyro.handlers import replay, seed, trace
+from numpyro.handlers import replay, seed, substitute, trace
 
 from ergodica.core import check
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.types import Batch, Estimate, Key, PyTree, Reference
 from ergodica.estimators.variational.loss import AbstractLoss
-from ergodica.estimators.variational.numpyro_loss import as_loss
+from ergodica.estimators.variational.numpyro_loss import NumPyroLoss, as_loss
 from ergodica.estimators.variational.structure import Program
+from ergodica.estimators.variational.watch import Watch
 from ergodica.estimators.variational.wrap import LEARNED
 
 
@@ -116,17 +118,57 @@ class VariationalGradient(AbstractGradientEstimator):
 
         return reference_of(self, params)
 
+    def estimate_apart(self, key_data: Key, key: Key, params: PyTree, state: dict[str, PyTree]) -> Estimate | None:
+        """Estimate with the plates' subsamples drawn from a key of their own."""
+        sites = self._sites(key_data)
+        taken = {n: s["value"] for n, s in sites.items() if s["type"] == "plate" and s["args"][0] != len(s["value"])}
+        model, guide = (substitute(program, data=taken) for program in (self.model, self.guide))
+        return VariationalGradient(self.loss, model, guide, *self.args, **self.kwargs).estimate(key, params, state)[0]
+
+    def with_budget(self, budget: int) -> "VariationalGradient | None":
+        """The estimator with as many particles as run the program ``budget`` times, where the objective is a mean over them."""
+        loss: Any = copy.copy(self.loss)
+        if not getattr(loss, "linear", False):
+            return None
+        num_particles = budget * loss.num_particles // self._num_runs()
+        if num_particles < 1:
+            return None
+        if isinstance(loss, NumPyroLoss):
+            loss = loss.with_particles(num_particles)
+        else:
+            object.__setattr__(loss, "num_particles", num_particles)
+        return VariationalGradient(loss, self.model, self.guide, *self.args, **self.kwargs)
+
+    def evaluations(self, params: PyTree, n_grad: float) -> tuple[float, float]:
+        """Runs of the program, and as many derivatives if any flow through the model: score functions need none."""
+        watched = Watch(self.model)
+        other = VariationalGradient(self.loss, watched, self.guide, *self.args, **self.kwargs)
+        jax.eval_shape(lambda k: other.estimate(k, params, other.init(k, params))[0].gradient, jax.random.key(0))
+        return n_grad, n_grad if watched.differentiated else 0.0
+
+    def _num_runs(self) -> int:
+        runs = []
+
+        def estimate(key: Key) -> None:
+            params = self.start(key)
+            runs.append(self.estimate(key, params, self.init(key, params))[0].n_grad)
+
+        jax.eval_shape(estimate, jax.random.key(0))
+        return runs[0]
+
     @property
     def program(self) -> Program:
         """Model, guide and their arguments."""
         return Program(self.model, self.guide, self.args, self.kwargs)
 
     def _parameter_sites(self, key: Key) -> dict[str, Any]:
+        return {name: site for name, site in self._sites(key).items() if site["type"] == "param"}
+
+    def _sites(self, key: Key) -> dict[str, Any]:
         key_guide, key_model = jax.random.split(key)
         guide_trace = trace(seed(self.guide, key_guide)).get_trace(*self.args, **self.kwargs)
         model_trace = trace(replay(seed(self.model, key_model), guide_trace)).get_trace(*self.args, **self.kwargs)
-        both = list(model_trace.items()) + list(guide_trace.items())
-        return {name: site for name, site in both if site["type"] == "param"}
+        return model_trace | guide_trace
 
 
 def _transform(site: dict) -> Any:

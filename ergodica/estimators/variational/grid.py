@@ -11,7 +11,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from ergodica.estimators.variational.density import log_density
-from ergodica.estimators.variational.facts import SiteError, base, unmasked
+from ergodica.estimators.variational.facts import SiteError, base, list_support, unmasked
 from ergodica.estimators.variational.lanes import common_plates
 from ergodica.estimators.variational.quadrature import (
     from_normals,
@@ -133,8 +133,8 @@ class _Place(Messenger):
             return
         axis, index, fn = self.grid.axes[msg["name"]], self.indices[msg["name"]], unmasked(msg["fn"])
         if axis.kind == "list":
-            support = base(fn).enumerate_support(expand=False)
-            value = support.reshape(axis.num_points, *base(fn).event_shape)[index]
+            support: Any = list_support(fn)
+            value = support[index]
             msg["value"], log_prob = value, log_density(fn, value)
         elif axis.kind == "normal":
             nodes, log_weights = normal_nodes(axis.num_points, jnp.result_type(float))

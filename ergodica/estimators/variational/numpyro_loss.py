@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
+from numpyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.explain import Explanation
@@ -27,6 +28,11 @@ class NumPyroLoss(AbstractLoss):
     def num_particles(self) -> int:
         """Runs of the program a call, as far as the loss says so."""
         return int(getattr(self.of, "num_particles", 1))
+
+    @property
+    def linear(self) -> bool:
+        """Whether the objective is known to be a mean over the particles."""
+        return isinstance(self.of, Trace_ELBO | TraceGraph_ELBO | TraceEnum_ELBO | TraceMeanField_ELBO)
 
     def with_particles(self, num_particles: int) -> "NumPyroLoss":
         """The same loss with another number of particles."""

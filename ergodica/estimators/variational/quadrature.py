@@ -38,7 +38,7 @@ def normal_nodes(num_nodes: int, dtype: Any) -> tuple[Array, Array]:
     return jnp.asarray(nodes, dtype), jnp.asarray(np.log(weights / weights.sum()), dtype)
 
 
-def from_normals(fn: Distribution, normals: Array) -> Array:
+def from_normals(fn: Distribution, normals: Array) -> Any:
     """Draw of a law that `is_normal`, as a differentiable function of standard normals of its shape."""
     fn = base(fn)
     if isinstance(fn, dist.TransformedDistribution):
@@ -46,10 +46,11 @@ def from_normals(fn: Distribution, normals: Array) -> Array:
         for transform in fn.transforms:
             value = transform(value)
         return value
+    normal: Any = fn
     if isinstance(fn, dist.Normal):
-        return fn.loc + fn.scale * normals
-    factor = jnp.linalg.cholesky(fn.covariance_matrix)
-    return fn.loc + jnp.squeeze(factor @ normals[..., None], -1)
+        return normal.loc + normal.scale * normals
+    factor = jnp.linalg.cholesky(normal.covariance_matrix)
+    return normal.loc + jnp.squeeze(factor @ normals[..., None], -1)
 
 
 def number_nodes(fn: Distribution, shape: tuple[int, ...], num_nodes: int) -> tuple[Array, Array]:
@@ -110,7 +111,8 @@ def mixture_nodes(fn: Distribution, shape: tuple[int, ...], num_nodes: int) -> t
     nodes, widths = number_nodes(components, (*shape, count), num_nodes)
     share = jax.nn.log_softmax(mixture.mixing_distribution.logits, axis=-1)
     log_prob = share + log_density(base(components), nodes) + widths
-    return tuple(jnp.moveaxis(x, -1, 1).reshape(num_nodes * count, *shape) for x in (nodes, log_prob))
+    points, weights = (jnp.moveaxis(x, -1, 1).reshape(num_nodes * count, *shape) for x in (nodes, log_prob))
+    return points, weights
 
 
 def _median_and_spread(y: Array, log_mass: Array) -> tuple[Array, Array]:
