@@ -1,12 +1,12 @@
 r"""Implicit reparameterisation of mixtures: derivatives of a draw from the distribution function that it leaves unchanged.
 
 A mixture's draw picks a component, and that has no derivative. Its distribution function has one, and
-:math:`F(z; \theta) = u` with :math:`u` held gives (Figurnov, Mohamed and Mnih 2018, equation 6)
+:math:`F(z; \theta) = u` with :math:`u` held gives (Figurnov, Mohamed and Mnih 2018)
 
 .. math:: \partial_\theta z = -\frac{\partial_\theta F(z; \theta)}{q(z; \theta)}
 
 For components whose elements are independent, the elements of :math:`z` are taken one after the other, each with the
-distribution function given those before (the distributional transform, their section 3 and appendix):
+distribution function given those before (the distributional transform):
 
 .. math::
 

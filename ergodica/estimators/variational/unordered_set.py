@@ -67,8 +67,7 @@ class UnorderedSet(AbstractSiteEstimator):
 
     References
     ----------
-    Kool, van Hoof and Welling (2020), theorem 1, equations 16 and 19; the ratio's probabilities are summed over the orders, as
-    in its appendix B.
+    Kool, van Hoof and Welling (2020), section 3: the unordered set policy gradient estimator with a baseline built in.
 
     Examples
     --------
