@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         MovingAverage,
         MuProp,
         Network,
+        ProgrammedObjective,
         RaoBlackwellGumbel,
         ReinMax,
         RenyiBound,
@@ -76,6 +77,8 @@ if TYPE_CHECKING:
         UnorderedSet,
         VariationalGradient,
         expectation_gradient,
+        marginal,
+        normalise,
     )
 
 __all__ = [
@@ -124,6 +127,7 @@ __all__ = [
     "PerturbedMatrix",
     "PolicyGradient",
     "PrivateConducive",
+    "ProgrammedObjective",
     "RaoBlackwellGumbel",
     "RecentringControlVariate",
     "ReinMax",
@@ -140,7 +144,9 @@ __all__ = [
     "gradient_variance_allocation",
     "importance_probabilities",
     "laplace_surrogates",
+    "marginal",
     "moment_surrogates",
+    "normalise",
     "optimal_allocation",
 ]
 

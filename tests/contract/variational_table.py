@@ -235,6 +235,13 @@ SITES = [
     ),
 ]
 
+def hierarchical(model: Any, guide: Any) -> Any:
+    """An objective as a user writes it, with several draws of each site."""
+    resampled = erg.estimators.normalise(model, 2, proposal=guide)
+    values, log_q = resampled.sample()
+    return model.log_density(values) - log_q
+
+
 OBJECTIVES = [
     ObjectiveRow("ELBO", _elbo, "ELBO", (lambda: _elbo(0), ValueError, "num_particles must be at least 1; got 0")),
     ObjectiveRow(
@@ -242,6 +249,16 @@ OBJECTIVES = [
         _iwelbo,
         "IWELBO",
         (lambda: _iwelbo(4, {"z": "enum"}), TypeError, r"sites\['z'\] must be an estimator"),
+    ),
+    ObjectiveRow(
+        "ProgrammedObjective",
+        lambda n: erg.estimators.ProgrammedObjective(hierarchical, n),
+        "ProgrammedObjective",
+        (
+            lambda: erg.estimators.ProgrammedObjective("elbo"),
+            TypeError,
+            "objective must be a function; got 'elbo'",
+        ),
     ),
     ObjectiveRow(
         "RenyiBound",

@@ -14,6 +14,7 @@ from ergodica.estimators.variational.gumbel_softmax import GumbelSoftmax
 from ergodica.estimators.variational.iwelbo import IWELBO
 from ergodica.estimators.variational.measure_valued import MeasureValued
 from ergodica.estimators.variational.muprop import MuProp
+from ergodica.estimators.variational.programmed import ProgrammedObjective, marginal, normalise
 from ergodica.estimators.variational.rao_blackwell_gumbel import RaoBlackwellGumbel
 from ergodica.estimators.variational.rebar import REBAR
 from ergodica.estimators.variational.reinmax import ReinMax
@@ -48,6 +49,7 @@ __all__ = [
     "MovingAverage",
     "MuProp",
     "Network",
+    "ProgrammedObjective",
     "RaoBlackwellGumbel",
     "ReinMax",
     "RenyiBound",
@@ -58,4 +60,6 @@ __all__ = [
     "UnorderedSet",
     "VariationalGradient",
     "expectation_gradient",
+    "marginal",
+    "normalise",
 ]

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from ergodica.core import tree
-from ergodica.estimators import ELBO, Enumerate, GumbelSoftmax, LeaveOneOut, Reparam, Score
+from ergodica.estimators import (
+    ELBO,
+    Enumerate,
+    GumbelSoftmax,
+    LeaveOneOut,
+    ProgrammedObjective,
+    Reparam,
+    Score,
+    marginal,
+    normalise,
+)
 from ergodica.estimators.variational.programmed import resampling
-from ergodica.estimators.variational.programmed.objective import ProgrammedObjective
-from ergodica.estimators.variational.programmed.resampling import marginal, normalise
 from tests.support import resampled_tables as tables
 from tests.support.exact_programs import CASES, exact_elbo, exact_iwelbo, on_grid
 from tests.support.replicates import exact_gradient, gradients

@@ -10,10 +10,19 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI, autoguide
 
-from ergodica.estimators import ELBO, LeaveOneOut, MovingAverage, Reparam, Score, SiteError, VariationalGradient
+from ergodica.estimators import (
+    ELBO,
+    LeaveOneOut,
+    MovingAverage,
+    ProgrammedObjective,
+    Reparam,
+    Score,
+    SiteError,
+    VariationalGradient,
+    marginal,
+    normalise,
+)
 from ergodica.estimators.variational.programmed.log_density import LogDensity
-from ergodica.estimators.variational.programmed.objective import ProgrammedObjective
-from ergodica.estimators.variational.programmed.resampling import marginal, normalise
 from tests.support import resampled_tables as tables
 from tests.support.exact_programs import CASES, Case
 
@@ -155,6 +164,11 @@ def test_explain_names_draws_and_parts():
         "c#2": "Score(Constant)",
         "b#2": "Enumerate()",
     }
+    assert [rows[name].why for name in ("z", "z#2", "c#2")] == [
+        "named in sites",
+        "'z' named in sites",
+        "named in sites",
+    ]
     assert rows["z"].terms == ("log p(z)", "log p(c)", "log p(x)", "log q(z)", "log q(c)")
     assert rows["c#2"].terms == ("value",)
 

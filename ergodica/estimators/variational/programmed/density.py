@@ -58,7 +58,19 @@ class _Uncounted(dist.MaskedDistribution):
 
 
 class ObjectiveRun:
-    """One run of an objective: which names were drawn, by which estimators, and which random parts of plates."""
+    """One run of an objective.
+
+    Attributes
+    ----------
+    sites : dict of str to AbstractSiteEstimator or None
+        The objective's own.
+    names : set of str
+        Names in use.
+    plates : dict
+        Random parts of subsampled plates, by name and sizes: each is drawn once, and serves all programs.
+    estimators : dict of str to AbstractSiteEstimator
+        Of sites whose values may lie off the support: their densities are the estimator's, in all programs.
+    """
 
     def __init__(self, sites: Mapping[str, Any]) -> None:
         self.sites = sites
@@ -83,10 +95,11 @@ class ObjectiveRun:
         if name in self.sites:  # holds for its repeats too
             infer[INFER] = "auto" if self.sites[name] is None else self.sites[name]
         msg["infer"] = infer
-        chosen = self.sites.get(msg["name"]) or infer.get(INFER) or self.sites.get("*")
+        chosen = self.sites[msg["name"]] if msg["name"] in self.sites else infer.get(INFER, self.sites.get("*"))
         if isinstance(chosen, AbstractSiteEstimator):
             check_lands(msg["name"], chosen)
-            self.estimators[name] = chosen
+            if type(chosen).log_prob is not AbstractSiteEstimator.log_prob:
+                self.estimators[name] = chosen
 
     def draw(self, name: str, fn: Distribution) -> Array:
         """Draw from a law that belongs to no program."""

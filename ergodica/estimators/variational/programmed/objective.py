@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 from ergodica.core import check
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.elbo import ELBO
-from ergodica.estimators.variational.explain import Explanation
+from ergodica.estimators.variational.explain import Explanation, Row
 from ergodica.estimators.variational.loss import Evaluation
 from ergodica.estimators.variational.objective import AbstractObjective
 from ergodica.estimators.variational.particles import Run
@@ -197,8 +197,13 @@ class ProgrammedObjective(AbstractObjective):
         def shown(terms: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(t.removeprefix(before).removesuffix(after) for t in terms if t not in draws)
 
+        def why(row: Row) -> str:
+            base = row.site.partition("#")[0]
+            return f"{base!r} named in sites" if row.site not in self.sites and self.sites.get(base) else row.why
+
         title = found.title.replace("model and guide", f"the objective {self._name}")
-        return found._replace(title=title, rows=tuple(row._replace(terms=shown(row.terms)) for row in found.rows))
+        rows = tuple(row._replace(terms=shown(row.terms), why=why(row)) for row in found.rows)
+        return found._replace(title=title, rows=rows)
 
     def guide(self, model: Callable, guide: Callable) -> Callable:
         """The guide with declarations: of the estimators' state and parameters, and of parameters in the objective's own programs.

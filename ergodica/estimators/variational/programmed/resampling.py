@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +148,8 @@ class Marginal(AbstractDensity):
     num_particles: int
     proposal: Proposal
 
+    references: ClassVar = ("becker2024", "sobolev2019", "ranganath2016")
+
     def sample(self) -> tuple[dict[str, Array], Array]:
         """Draw what is kept; the first weight is that of the retained rest."""
         values, log_joint = self.program.sample()
@@ -207,6 +209,8 @@ class Normalised(AbstractDensity):
     program: AbstractDensity
     num_particles: int
     proposal: Proposal
+
+    references: ClassVar = ("becker2024", "naesseth2018")
 
     def sample(self) -> tuple[dict[str, Array], Array]:
         """Draw particles, and one of them by its weight."""
