@@ -103,8 +103,8 @@ class PersistentChains(AbstractGradientEstimator):
     >>> state = gradient.init(jax.random.key(0), jnp.array(0.0))
     >>> for i in range(5):
     ...     estimate, state = gradient.estimate(jax.random.key(i), jnp.array(0.0), state)
-    >>> print(f"{estimate.gradient:.1f}")  # exact: (mean of x - theta) / (1 + 1/3) = 0.75
-    0.8
+    >>> bool(abs(estimate.gradient - 0.75) < 0.1)  # exact: (mean of x - theta) / (1 + 1/3)
+    True
     """
 
     log_joint: Callable

@@ -227,9 +227,13 @@ class MarkovianScoreClimbing(AbstractScoreClimbing):
     estimate above. The gradient is biased while chains have not settled, and lags where parameters move fast. Each
     chain starts at its first visit from the draws of that step.
 
-    Not where chains do not move: `chains` gives the acceptance rate of each. If it is near zero the guide is narrower than
-    the posterior, or misses it, and the gradient says the same thing every step; K of the order of
-    :math:`\exp \mathrm{KL}(p \| q)` is what importance sampling needs, and the chain, too.
+    Not where chains do not move: `chains` gives the acceptance rate of each. Near zero, draws of the guide hardly ever hit the
+    posterior, and the gradient says the same thing every step; K of the order of :math:`\exp \mathrm{KL}(p \| q)` is what importance
+    sampling needs, and the chain, too. A guide that misses the posterior's mass altogether is *not* seen there, since its own
+    draws are all that the chain moves between: see `ergodica.diagnostics.check_guide`.
+
+    `ergodica.compare_gradients` in the state ``"fresh"`` sees the first step, which is importance sampling without a chain.
+    What chains do is seen by estimates in a row, as ``benchmarks/posterior_gradients.py`` takes them.
 
     Cost: ``1 + num_particles`` runs of model and guide, and their derivative. Memory: the latents of all elements of the plates.
 

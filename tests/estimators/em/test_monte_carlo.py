@@ -175,7 +175,7 @@ def replicates(params, *, guided, batch_size=2, num_repeats=20_000):
     return found, np.concatenate([*exact, np.ravel(jax.nn.softmax(log_joint))])
 
 
-@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("guided", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_any_likelihood(guided):
     """Blocks of unequal length; prior and guide as proposals; latents keep their law. An error of 5% would be seen."""
     found, exact = replicates(jax.tree.map(jnp.asarray, PARAMS), guided=guided)

@@ -240,7 +240,14 @@ def test_chains_stand_where_the_plate_says():
     np.testing.assert_array_equal(*sources)
 
 
-@pytest.mark.parametrize("loss", [MarkovianScoreClimbing(3), JointStochasticApproximation(2, num_warmup=2)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(MarkovianScoreClimbing(3), marks=pytest.mark.sweep),
+        JointStochasticApproximation(2, num_warmup=2),
+    ],
+    ids=["MSC", "JSA"],
+)
 def test_svi_with_a_subsampled_plate_resumes_to_the_bit(loss, tmp_path):
     """Six steps at once, and three, saved and restored; every chain of a visited row has a state."""
     model, guide = indexed_program()
