@@ -105,7 +105,7 @@ class ObjectiveRun:
         """Draw from a law that belongs to no program."""
         msg = {"name": name, "fn": fn, "infer": {}}
         self.let_out(msg)
-        return numpyro.sample(msg["name"], msg["fn"], infer=msg["infer"])
+        return jnp.asarray(numpyro.sample(msg["name"], msg["fn"], infer=msg["infer"]))
 
 
 def check_lands(name: str, estimator: AbstractSiteEstimator) -> None:

@@ -124,11 +124,15 @@ class ProgrammedObjective(AbstractObjective):
 
     def combine(self, run: Run) -> Array:
         """Mean over particles."""
-        return ELBO(self.num_particles).combine(run)
+        return self._mean.combine(run)
 
     def cost(self, run: Run, name: str) -> tuple[Array, Array | None]:
         """A particle's parts downstream of the draw; the mean of the other particles'."""
-        return ELBO(self.num_particles).cost(run, name)
+        return self._mean.cost(run, name)
+
+    @property
+    def _mean(self) -> ELBO:
+        return ELBO(self.num_particles, {}, vectorize_particles=True)
 
     def composed(self, program: Program) -> Program:
         """The objective as a guide that draws and counts, and a model that does nothing."""
