@@ -228,8 +228,8 @@ class MarkovianScoreClimbing(AbstractScoreClimbing):
     chain starts at its first visit from the draws of that step.
 
     Not where chains do not move: `chains` gives the acceptance rate of each. Near zero, draws of the guide hardly ever hit the
-    posterior, and the gradient says the same thing every step; K of the order of :math:`\exp \mathrm{KL}(p \| q)` is what importance
-    sampling needs, and the chain, too. A guide that misses the posterior's mass altogether is *not* seen there, since its own
+    posterior, and the gradient says the same thing every step; K of the order of :math:`\exp \mathrm{KL}(p \| q)` is what
+    importance sampling needs, and the chain, too. A guide that misses the posterior's mass altogether is *not* seen there, since its own
     draws are all that the chain moves between: see `ergodica.diagnostics.check_guide`.
 
     `ergodica.compare_gradients` in the state ``"fresh"`` sees the first step, which is importance sampling without a chain.
