@@ -9,9 +9,9 @@ from ergodica.estimators.variational.wrap import LEARNED
 
 
 def learned(gradient, params, num_steps, learning_rate=0.05, seed=11):
-    """Parameters after some steps of Adam on what estimators learn alone."""
+    """Parameters after some steps of Adam, with a rate that falls to 0, on what estimators learn alone."""
     own = {name: x for name, x in params.items() if name.endswith(LEARNED)}
-    optimiser = optax.adam(learning_rate)
+    optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def step(carry, key):
         own, state = carry
