@@ -31,7 +31,7 @@ def program(counter: Counter | None = None) -> Case:
     def guide(x):
         dtype = jnp.result_type(float)
         z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("logit", jnp.zeros((), dtype))))
-        loc = numpyro.param("loc", jnp.zeros((), dtype)) + 0.3 * z
+        loc = numpyro.param("loc", jnp.zeros((), dtype)) + 0.3 * z + 0.1 * (x - 1.4)
         numpyro.sample("w", dist.Normal(loc, jnp.exp(numpyro.param("log_scale", jnp.zeros((), dtype)))))
 
     params = {"logit": jnp.array(0.3), "loc": jnp.array(0.2), "log_scale": jnp.array(-0.4)}
@@ -265,6 +265,22 @@ OBJECTIVES = [
         lambda n: erg.estimators.RenyiBound(0.5, n),
         "RenyiBound",
         (lambda: erg.estimators.RenyiBound(1.0), ValueError, "alpha must not be 1, where the bound is the ELBO"),
+    ),
+    ObjectiveRow(
+        "ForwardKL",
+        erg.estimators.ForwardKL,
+        "ForwardKL",
+        (lambda: erg.estimators.ForwardKL(1), ValueError, "num_particles must be at least 2; got 1"),
+    ),
+    ObjectiveRow(
+        "WakeSleep",
+        lambda n: erg.estimators.WakeSleep(n, {"x": "x"}, phase="both"),
+        "WakeSleep",
+        (
+            lambda: erg.estimators.WakeSleep(4, ["x"]),
+            TypeError,
+            "observed must map names of sites to names of arguments",
+        ),
     ),
 ]
 

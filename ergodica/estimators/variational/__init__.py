@@ -27,6 +27,7 @@ from ergodica.estimators.variational.score_climbing import JointStochasticApprox
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.straight_through import StraightThrough
 from ergodica.estimators.variational.unordered_set import UnorderedSet
+from ergodica.estimators.variational.wake_sleep import ForwardKL, WakeSleep
 
 __all__ = [
     "DARN",
@@ -41,6 +42,7 @@ __all__ = [
     "DoubleControlVariate",
     "Enumerate",
     "ExactGradient",
+    "ForwardKL",
     "GumbelSoftmax",
     "JointStochasticApproximation",
     "LeaveOneOut",
@@ -59,6 +61,7 @@ __all__ = [
     "StraightThrough",
     "UnorderedSet",
     "VariationalGradient",
+    "WakeSleep",
     "expectation_gradient",
     "marginal",
     "normalise",

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ type Observed = Mapping[str, str] | Callable[..., tuple[tuple, dict]]
 def check_observed(observed: Any) -> Observed:
     """Return ``observed``; raise unless it says where simulated data go."""
     if callable(observed):
-        return observed
+        return cast("Callable[..., tuple[tuple, dict]]", observed)
     hint = (
         "It says where simulated data go: {'x': 'data'} hands the draw of the model's observed site 'x' to the guide as its "
         "argument 'data'; for anything else give a function (draws, *args, **kwargs) -> (args, kwargs)."

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ergodica.core.check import is_concrete
+from ergodica.estimators.variational.objective import AbstractObjective
 from ergodica.estimators.variational.weighted import AbstractWeightedBound
 
 
@@ -46,7 +47,9 @@ class RenyiBound(AbstractWeightedBound):
     - :math:`0 \le \alpha < 1`: below, and above the ELBO; it rises with :math:`K`.
     - :math:`\alpha > 1`: below, and below the ELBO too; it falls with :math:`K`. The guide shrinks into one mode.
     - :math:`\alpha < 0`: from the ELBO at one particle it rises with :math:`K` past :math:`\log p(x)`, so that at no finite
-      :math:`K` it is known to be on either side: no bound at all, though its gradients widen the guide.
+      :math:`K` it is known to be on either side. Near the posterior it differs from :math:`\log p(x)` by
+      :math:`-\tfrac12 (\alpha + \frac{1 - \alpha}{K}) \operatorname{Var} w`: with more than :math:`1 - 1/\alpha` particles the
+      posterior is *not* its maximum, and ascending it leads away. Evaluate it beside a lower bound; do not fit a guide by it.
 
     For score-function sites the signal is the whole bound, less a baseline without the particle (`VIMCO`, `LeaveOneOut`), and the
     weights' own derivative :math:`-\tilde w_k \nabla \log q`, :math:`\tilde w_k \propto w_k^{1-\alpha}`, is kept. NumPyro's
@@ -81,7 +84,7 @@ class RenyiBound(AbstractWeightedBound):
         *,
         vectorize_particles: bool | Callable = True,
     ) -> None:
-        super().__init__(num_particles, sites, vectorize_particles=vectorize_particles)
+        AbstractObjective.__init__(self, num_particles, sites, vectorize_particles=vectorize_particles)
         self.alpha = check_order(alpha)
 
     def power(self, dtype: Any) -> Array:
@@ -100,7 +103,11 @@ class RenyiBound(AbstractWeightedBound):
             return ()
         if self.alpha >= 0:
             return (f"The value is a lower bound of the evidence, {'below' if self.alpha > 1 else 'above'} the ELBO.",)
-        return ("The value is no bound: it rises with the number of particles from the ELBO past the evidence.",)
+        most = f"{float(1 - 1 / self.alpha):g}"
+        return (
+            "The value is no bound: it rises with the number of particles from the ELBO past the evidence.",
+            f"With more than {most} particles the posterior is not its maximum: do not fit a guide by it.",
+        )
 
 
 def check_order(alpha: Any) -> Array:

@@ -135,7 +135,11 @@ def _dependencies(program: Program, params: PyTree, latents: dict) -> dict[str, 
         def tracked(message: dict) -> jax.Array | None:
             if message["type"] != "sample" or message["name"] not in latents or message.get("is_observed", False):
                 return None
-            fresh, value = message["fn"](*message["args"], **message["kwargs"]), latents[message["name"]]
+            value = latents[message["name"]]
+            try:
+                fresh = message["fn"](*message["args"], **message["kwargs"])
+            except NotImplementedError:  # no draws, as of an improper prior: the model replays the guide's value
+                return value
             missing = value.ndim - fresh.ndim  # inside a scan the value has an axis of its steps
             return (0 * fresh).reshape((1,) * missing + fresh.shape) + value
 

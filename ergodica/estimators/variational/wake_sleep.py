@@ -15,6 +15,7 @@ from ergodica.estimators.variational.choose import Choice
 from ergodica.estimators.variational.dreams import Observed, check_dreams, check_observed, dream_log_density
 from ergodica.estimators.variational.facts import Distribution, Draw, Site, SiteError
 from ergodica.estimators.variational.loss import Evaluation
+from ergodica.estimators.variational.objective import AbstractObjective
 from ergodica.estimators.variational.particles import Run, over_particles
 from ergodica.estimators.variational.run import Estimators
 from ergodica.estimators.variational.site import AbstractSiteEstimator, only_gradient
@@ -29,15 +30,16 @@ class Held(AbstractSiteEstimator):
 
     label: str = eqx.field(static=True)
     exact: bool = eqx.field(static=True)
+    in_scan: bool = eqx.field(static=True)
 
     @property
     def unbiased(self) -> bool:
         """Whether draws are from the law that the guide is fitted to."""
         return self.exact
 
-    def draw(self, key: Key, fn: Distribution, branch: Array | int, site: Site, noise: PyTree) -> Draw | None:  # noqa: ARG002
-        """Leave the draw to NumPyro; the objective holds it."""
-        return None
+    def draw(self, key: Key, fn: Distribution, branch: Array | int, site: Site, noise: PyTree) -> Draw:  # noqa: ARG002
+        """Draw, and hold it."""
+        return Draw(jax.lax.stop_gradient(fn(rng_key=key)))
 
 
 class AbstractWakePhase(AbstractWeighted):
@@ -49,20 +51,21 @@ class AbstractWakePhase(AbstractWeighted):
         """How much of the guide's gradient is that of the wake phase."""
 
     @abc.abstractmethod
-    def held(self) -> Choice:
+    def held(self, *, in_scan: bool) -> Choice:
         """What is done at every site, and why."""
 
     def choose(self, structure: Structure) -> dict[str, Choice]:
         """Hold all draws: estimators of sites are not used."""
-        return dict.fromkeys(structure.sites, self.held())
+        in_scan = any(site.in_scan for site in structure.sites.values())
+        return dict.fromkeys(structure.sites, self.held(in_scan=in_scan))
 
     def power(self, dtype: Any) -> float:  # noqa: ARG002
         """The weights themselves."""
         return 1.0
 
-    def splits(self, estimators: Estimators) -> bool:  # noqa: ARG002
-        """Values do not move with the parameters."""
-        return True
+    def splits(self, estimators: Estimators) -> bool:
+        """Values inside a scan cannot be taken hold of when they are drawn, and the guide is run at them again."""
+        return any(isinstance(estimator, Held) and estimator.in_scan for estimator in estimators.values())
 
     def combine(self, run: Run) -> Array:
         """The importance-weighted bound's value, with the derivatives of the phases."""
@@ -107,8 +110,8 @@ class ForwardKL(AbstractWakePhase):
     Notes
     -----
     The guide's gradient is biased, by :math:`O(1/K)`: a ratio of means is no mean of ratios. The bias is towards the guide
-    itself (at :math:`K = 1` nothing is learnt), so that a guide which is too narrow widens slowly, and mass that it never draws from
-    is not found at all. The model's gradient is unbiased for the importance-weighted bound of :math:`K` particles.
+    itself (at :math:`K = 1` nothing is learnt), so that a guide which is too narrow widens slowly, and mass that it never draws
+    from is not found at all. The model's gradient is unbiased for the importance-weighted bound of :math:`K` particles.
 
     The loss that SVI shows is the negative importance-weighted bound, as `ergodica.estimators.IWELBO`'s. It is there to be watched:
     the guide's gradient is not its gradient, and it may rise while the divergence falls.
@@ -133,7 +136,7 @@ class ForwardKL(AbstractWakePhase):
     def __init__(self, num_particles: int = 16, *, vectorize_particles: bool | Callable = True) -> None:
         hint = "With one particle the guide's gradient has mean zero."
         num_particles = check.integer("num_particles", num_particles, least=2, hint=hint)
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+        AbstractObjective.__init__(self, num_particles, vectorize_particles=vectorize_particles)
 
     @property
     def unbiased(self) -> bool:
@@ -153,9 +156,9 @@ class ForwardKL(AbstractWakePhase):
             HELD,
         )
 
-    def held(self) -> Choice:
+    def held(self, *, in_scan: bool) -> Choice:
         """Draws of the guide."""
-        return Choice(Held("self-normalised weights", exact=False), "drawn from the guide")
+        return Choice(Held("self-normalised weights", exact=False, in_scan=in_scan), "drawn from the guide")
 
     def check(self, program: Program, structure: Structure, estimators: Estimators) -> None:
         """Raise for plates, and for point masses."""
@@ -238,11 +241,12 @@ class WakeSleep(AbstractWakePhase):
         num_dreams: int | None = None,
         vectorize_particles: bool | Callable = True,
     ) -> None:
-        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+        AbstractObjective.__init__(self, num_particles, vectorize_particles=vectorize_particles)
         if phase == "wake":
             raise ValueError("phase='wake' draws nothing from the model: that is ForwardKL(num_particles).")
         self.observed = check_observed(observed)
-        self.phase = check.one_of("phase", phase, ("sleep", "both"))
+        check.one_of("phase", phase, ("sleep", "both"))
+        self.phase = phase
         if phase == "both":
             check.integer("num_particles", num_particles, least=2, hint="One particle has no weights to learn from.")
         self.num_dreams = self.num_particles if num_dreams is None else check.integer("num_dreams", num_dreams)
@@ -265,12 +269,11 @@ class WakeSleep(AbstractWakePhase):
         model = "ELBO" if self.num_particles == 1 else "IWELBO"
         return (f"The guide learns from {dreams}{half}; the model follows {model} at the data.", HELD)
 
-    def held(self) -> Choice:
+    def held(self, *, in_scan: bool) -> Choice:
         """Draws of the model."""
-        also = ", and from the guide" if self.phase == "both" else ""
-        return Choice(
-            Held(self.phase + (" phases" if also else " phase"), exact=not also), f"drawn from the model{also}"
-        )
+        if self.phase == "both":
+            return Choice(Held("both phases", exact=False, in_scan=in_scan), "drawn from the model, and from the guide")
+        return Choice(Held("sleep phase", exact=True, in_scan=in_scan), "drawn from the model")
 
     def check(self, program: Program, structure: Structure, estimators: Estimators) -> None:
         """Raise for plates that weights would be wrong for."""
