@@ -31,7 +31,7 @@ def nats(results: dict[str, Any], task: str, method: str) -> np.ndarray:
 
 
 def mean_and_spread(values: np.ndarray) -> str:
-    """The mean, half the range, and how many seeds."""
+    """The mean over seeds, and half their range if there are several."""
     if not len(values):
         return "–"
     return f"{values.mean():.1f} ± {np.ptp(values) / 2:.1f}" if len(values) > 1 else f"{values[0]:.1f}"
@@ -41,17 +41,16 @@ def beside_the_paper(results: dict[str, Any]) -> pd.DataFrame:
     """A row for each task here, and under it the paper's."""
     rows = {}
     for task, theirs in JANG.items():
-        number = max((len(nats(results, task, name)) for name in COLUMNS), default=0)
         ours = [mean_and_spread(nats(results, task, name)) if name in METHODS else "–" for name in COLUMNS]
-        rows[TASKS[task], f"here ({number} seeds)"] = ours
+        rows[TASKS[task], "here"] = ours
         rows[TASKS[task], "Jang et al."] = [f"{x:.1f}" for x in theirs]
     titles = [METHODS[name].title if name in METHODS else "DARN" for name in COLUMNS]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=titles)
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows), titles)
 
 
 def others(results: dict[str, Any]) -> pd.DataFrame:
     """Estimators that the paper does not have, beside its best."""
-    names = ("gumbel", *OURS)
+    names = ("gumbel", *OURS, "ten_particles")
     rows = {TASKS[task]: [mean_and_spread(nats(results, task, name)) for name in names] for task in JANG}
     return pd.DataFrame.from_dict(rows, orient="index", columns=[METHODS[name].title for name in names])
 
@@ -66,7 +65,7 @@ def baselines(results: dict[str, Any]) -> pd.DataFrame:
 def costs(results: dict[str, Any], task: str = "vae_bits") -> pd.DataFrame:
     """Runs of the program and milliseconds of a step."""
     rows = {}
-    for name in (*PAPER, *OURS, *BASELINES):
+    for name in (*PAPER, *OURS, "ten_particles", *BASELINES):
         found = results["cells"].get(f"{task}:{name}", {})
         if found:
             times = [cell["step_ms"] for cell in found.values()]
@@ -78,9 +77,10 @@ def draw_bars(results: dict[str, Any]) -> Any:
     """Test bounds by estimator: bars are means, dots seeds."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(JANG), figsize=(11, 4), layout="constrained", sharey=True)
-    names = (*PAPER, *OURS)[::-1]
-    for ax, task in zip(axes, ("vae_categories", "vae_bits", "half_categories", "half_bits"), strict=True):
+    names = (*PAPER, *OURS, "ten_particles")[::-1]
+    tasks = [task for task in JANG if any(len(nats(results, task, name)) for name in names)][::-1]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(11, 4), layout="constrained", sharey=True, squeeze=False)
+    for ax, task in zip(axes[0], tasks, strict=True):
         for y, name in enumerate(names):
             values = nats(results, task, name)
             if not len(values):
@@ -107,21 +107,82 @@ def _biased(name: str) -> bool:
     return name in ("straight_through", "annealed", "gumbel", "gumbel_hard", "reinmax", "darn")
 
 
-def draw_curves(results: dict[str, Any], tasks: tuple[str, ...] = ("vae_categories", "vae_bits")) -> Any:
-    """Validation bounds of 10 draws after each epoch, the mean over seeds."""
+FROZEN = {
+    "score": "score function, constant",
+    "darn": "DARN",
+    "muprop": "MuProp",
+    "straight_through": "straight-through",
+    "gumbel_1.0": "Gumbel-Softmax(1)",
+    "gumbel_0.5": "Gumbel-Softmax(0.5)",
+    "gumbel_hard_1.0": "ST Gumbel-Softmax(1)",
+    "gumbel_hard_0.5": "ST Gumbel-Softmax(0.5)",
+    "reinmax": "ReinMax",
+    "leave_one_out": "leave-one-out",
+    "disarm": "DisARM",
+}
+
+
+def frozen(everything: dict[str, Any], part: str, point: str) -> pd.DataFrame:
+    """Bias and noise of a gradient, over its norm, at a frozen point; a bias that is not seen is given as its bound."""
+    found, rows = everything["frozen"][part]["points"][point], {}
+    for name, title in FROZEN.items():
+        if name in found:
+            guide, model = found[name]["guide"], found[name]["model"]
+            noise = f"{guide['sd']:.1f}"
+            rows[title] = [_bias(guide), noise, f"{guide['cosine']:.2f}", _bias(model), f"{model['sd']:.2f}"]
+    columns = ["guide: bias", "noise", "cosine", "model: bias", "noise "]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def _bias(entry: dict[str, float]) -> str:
+    seen = entry["bias"] ** 2 > 0.5 * entry["bias_below"] ** 2  # at least two standard errors
+    return f"{entry['bias']:.2f}" if seen else f"< {entry['bias_below']:.2f}"
+
+
+def settled(everything: dict[str, Any]) -> pd.DataFrame:
+    """Exact bounds at which the estimators end, in nats below that of the exact gradient."""
+    columns = {}
+    for task in ("vae_categories", "vae_bits", "half_bits"):
+        part = everything["frozen"].get(f"ends {task}")
+        if part:
+            ends = part["ends"]
+            columns[TASKS[task]] = {FROZEN[k]: round(ends["exact"] - v, 2) for k, v in ends.items() if k in FROZEN}
+    return pd.DataFrame(columns).reindex(list(FROZEN.values())).dropna(how="all")
+
+
+LIKE = {"gumbel": "gumbel_0.5", "gumbel_hard": "gumbel_hard_0.5"}
+"""The frozen temperature that is nearest to the course of training."""
+
+
+def draw_reasons(everything: dict[str, Any]) -> Any:
+    """Where training ends against the noise of the guide's gradient, for networks of full size; size shows the bias."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(tasks), figsize=(10, 4), layout="constrained")
-    styles = {name: f"C{i}" for i, name in enumerate((*PAPER, *OURS))}
-    for ax, task in zip(axes, tasks, strict=True):
-        for name, colour in styles.items():
-            found = results["cells"].get(f"{task}:{name}", {})
-            if found:
-                curves = -np.array([cell["curve"] for cell in found.values()])
-                epochs = 1 + np.arange(curves.shape[1])
-                line = "--" if _biased(name) else "-"
-                ax.plot(epochs, curves.mean(0), line, color=colour, label=METHODS[name].title)
-        ax.set(title=TASKS[task], xlabel="epoch", ylabel="nats, validation, 10 draws")
+    tasks = [task for task in ("vae_categories", "vae_bits") if f"full {task}" in everything["frozen"]]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4), layout="constrained", squeeze=False)
+    for ax, task in zip(axes[0], tasks, strict=True):
+        found = everything["frozen"][f"full {task}"]["points"]["after training"]
+        for name in (*PAPER, *OURS):
+            values, guide = nats(everything["mnist"], task, name), found.get(LIKE.get(name, name), {}).get("guide")
+            if guide is None or not len(values):
+                continue
+            ax.plot(
+                guide["sd"],
+                values.mean(),
+                "o",
+                color="C1" if _biased(name) else "C0",
+                ms=5 + 8 * guide["bias"] * _biased(name),
+            )
+            ax.annotate(
+                METHODS[name].title,
+                (guide["sd"], values.mean()),
+                (8, 2 if name == "reinmax" else -6),
+                textcoords="offset points",
+                fontsize=8,
+            )
+        ax.set(xscale="log", xlim=(1.5, 90), title=TASKS[task], ylabel="nats after training (lower is better)")
+        ax.set_xticks([2, 3, 5, 10, 20, 30, 50], labels=["2", "3", "5", "10", "20", "30", "50"], minor=False)
+        ax.set_xticks([], minor=True)
+        ax.set_xlabel("noise of the guide's gradient / its norm")
         ax.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=8)
     return figure
