@@ -60,7 +60,10 @@ class Reference(NamedTuple):
         Of the structure of the parameters.
     error : pytree
         How far off each entry may be, by rounding and by quadrature.
+    rounding : pytree
+        The part of it that is rounding.
     """
 
     gradient: PyTree
     error: PyTree
+    rounding: PyTree

@@ -19,17 +19,21 @@ _TINY = 1e-200
 class Target(NamedTuple):
     """What means are held against.
 
-    ``gradient`` (D,), what ``rounding`` may do to it (D,), and the ``weights`` (by estimator, each (D,)) with which the
-    estimators' own means enter it.
+    ``gradient`` (D,), what ``rounding`` may do to it (D,), the ``weights`` (by estimator, each (D,)) with which the
+    estimators' own means enter it, and the error of ``quadrature`` (D,).
     """
 
     gradient: np.ndarray
     rounding: np.ndarray
     weights: dict[str, np.ndarray]
+    quadrature: np.ndarray | float = 0.0
 
 
 class Errors(NamedTuple):
-    """Of an estimator's mean: its ``bias`` (D,), what each repeat adds to that, ``rows`` (R, D) or ``None`` without noise."""
+    """Of an estimator's mean: its ``bias`` (D,), what each repeat adds to that, ``rows`` (R, D) or ``None`` without noise.
+
+    ``rounding`` (D,) includes the error of quadrature.
+    """
 
     bias: np.ndarray
     rows: np.ndarray | None
@@ -93,7 +97,7 @@ def errors_of(name: str, replicates: dict[str, Replicates], target: Target) -> E
             continue
         part = share * (those.gradients - those.mean)
         rows = part if rows is None else rows + part
-    return Errors(replicates[name].mean - target.gradient, rows, target.rounding)
+    return Errors(replicates[name].mean - target.gradient, rows, target.rounding + target.quadrature)
 
 
 def look_for_bias(errors: Errors, shift: np.ndarray | float = 0.0) -> Tested:

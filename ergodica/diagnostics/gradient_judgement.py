@@ -42,7 +42,10 @@ def judge(taken: "list[Taken]", settings: "Settings") -> tuple[Figures, dict[str
     adjusted = holm(np.concatenate([p, joint[..., None]], axis=-1))
     smallest = np.nanmin(adjusted, axis=-1)
     cells = [
-        [_judge_cell(errors[i][j], cell, name, smallest[i, j] < alpha, level, settings) for j, cell in enumerate(taken)]
+        [
+            _judge_cell(errors[i][j], cell, name, smallest[i, j] < alpha, level, smallest.size, settings)
+            for j, cell in enumerate(taken)
+        ]
         for i, name in enumerate(names)
     ]
     figures = {field: np.array([[cell[field] for cell in row] for row in cells]) for field in cells[0][0]}
@@ -63,6 +66,7 @@ def _judge_cell(
     name: str,
     biased: bool,  # noqa: FBT001
     level: float,
+    num_cells: int,
     settings: "Settings",
 ) -> dict[str, Any]:
     """Verdict, bound, control and size of the bias of one estimator at one point."""
@@ -70,12 +74,11 @@ def _judge_cell(
     bounds, scale = largest_bias(errors, level), float(np.max(np.abs(target.gradient)))
     bound = float(np.max(bounds))
     relative = bound / scale if scale > 0 else (0.0 if bound == 0 else np.inf)
-    rounding = Errors(0 * errors.bias, None, errors.rounding)
+    rounding = Errors(0 * errors.bias, None, target.rounding)
     mere_rounding = bound <= 2 * float(np.max(largest_bias(rounding, level)))
     verdict = "biased" if biased else "unbiased" if relative <= tolerance or mere_rounding else "undecided"
-    size = size_of_bias(
-        errors, target, summarise(cell.replicates[name], settings.confidence).variance, settings.confidence
-    )
+    variance = summarise(cell.replicates[name], settings.confidence).variance
+    size = size_of_bias(errors, target, variance, 1 - (1 - settings.confidence) / num_cells)
     return {
         "verdict": verdict,
         "bias_bound": relative,

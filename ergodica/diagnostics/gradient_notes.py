@@ -26,28 +26,31 @@ def notes_of(table: "GradientComparison") -> list[str]:
         for name in table["estimator"].values:
             cell = table.isel(point=j).sel(estimator=name)
             where = f"{name} at {_the(table, j)}"
-            needed, repeats = float(cell["repeats_needed"]), int(cell["repeats"])
-            if needed > repeats:
-                wanted = (
-                    f"{_number(needed)} are needed"
-                    if np.isfinite(needed)
-                    else "no number is enough, as the gradient is zero,"
-                )
-                notes.append(
-                    f"{where}: {repeats:,} repeats were taken, and {wanted} to find a bias of "
-                    f"{table.attrs['bias_tolerance'] / 2:.0%} and to know the variance to 10%."
-                )
-            if not bool(cell["trustworthy"]):
-                notes.append(
-                    f"{where}: the interval of the variance is not to be trusted (kurtosis {float(cell['kurtosis']):.0f}); "
-                    f"{_number(float(cell['repeats_for_variance']))} repeats would bring its standard error to 5%."
-                )
-            if str(cell["control"].values) == "missed":
-                notes.append(
-                    f"{where}: the same gradient shrunk by {table.attrs['bias_tolerance'] / 2:.0%} was not found biased; "
-                    f"{_shrinkage(float(cell['detectable']))}."
-                )
+            notes += [f"{where}: {text}." for text in _of_cell(cell, table.attrs["bias_tolerance"])]
     return notes
+
+
+def _of_cell(cell: "GradientComparison", bias_tolerance: float) -> list[str]:
+    needed, repeats, found = float(cell["repeats_needed"]), int(cell["repeats"]), []
+    missed = str(cell["control"].values) == "missed"
+    if needed > repeats:
+        wanted = (
+            f"{_number(needed)} are needed" if np.isfinite(needed) else "no number is enough, as the gradient is zero,"
+        )
+        found.append(
+            f"{repeats:,} repeats were taken, and {wanted} to find a bias of {bias_tolerance / 2:.0%} and to know the "
+            "variance to 10%"
+        )
+    if missed:
+        found.append(
+            f"the same gradient shrunk by {bias_tolerance / 2:.0%} was not found biased; {_shrinkage(float(cell['detectable']))}"
+        )
+    if not bool(cell["trustworthy"]):
+        found.append(
+            f"the interval of the variance is not to be trusted (kurtosis {float(cell['kurtosis']):.0f}); "
+            f"{_number(float(cell['repeats_for_variance']))} repeats would bring its standard error to 5%"
+        )
+    return found
 
 
 def markdown_of(table: "GradientComparison") -> str:

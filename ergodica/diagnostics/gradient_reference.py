@@ -54,8 +54,8 @@ def exact_targets(estimators: Estimators, points: list[PyTree]) -> list[Target] 
             reference = estimator.reference(point)
             if reference is None:
                 break
-            gradient, error = (np.asarray(tree.ravel(x), np.float64) for x in (reference.gradient, reference.error))
-            found.append(Target(gradient, error + _unit(point) * np.abs(gradient), {}))
+            gradient, error, rounding = (np.asarray(tree.ravel(x), np.float64) for x in reference)
+            found.append(Target(gradient, rounding + _unit(point) * np.abs(gradient), {}, error - rounding))
         if len(found) == len(points):
             return found
     return None

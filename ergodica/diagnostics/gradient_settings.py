@@ -10,7 +10,7 @@ from ergodica.diagnostics.gradient_reference import REFERENCES
 from ergodica.diagnostics.gradient_repeats import PILOT
 from ergodica.diagnostics.gradient_replicates import STATES, Opening
 
-MOST_NUMBERS = 2**26
+MOST_NUMBERS = 2**24
 """Estimates of one estimator at one point that are kept: repeats times coordinates."""
 
 

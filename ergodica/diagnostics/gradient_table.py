@@ -31,7 +31,8 @@ class GradientComparison(xr.Dataset):
       ``"undecided"``;
     - ``control``: whether the same repeats, shrunk by half of ``bias_tolerance``, were ``"found"`` or ``"missed"`` (``"none"``
       for the reference itself); ``detectable``: the shrinkage that is found with probability 95%;
-    - ``relative_bias``, the norm of the bias (debiased) over that of the reference, with ``_lower`` and ``_upper``; ``cosine`` of
+    - ``relative_bias``, the norm of the bias (debiased) over that of the reference, with ``_lower`` and ``_upper``, which
+      hold for all estimators and points together; ``cosine`` of
       the mean and the reference; ``mse``, squared bias plus variance of one call;
     - ``variance``, summed over the coordinates, with ``variance_lower`` and ``variance_upper``; ``variance_by_coordinate`` *;
       ``variance_ratio`` to the first estimator, with its ends (paired bootstrap); ``kurtosis``; ``trustworthy``, whether the

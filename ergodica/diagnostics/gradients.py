@@ -34,7 +34,7 @@ def compare_gradients(
     reference: str = "auto",
     *,
     num_repeats: int | str = "auto",
-    max_repeats: int = 20_000,
+    max_repeats: int = 50_000,
     confidence: float = 0.99,
     bias_tolerance: float = 0.1,
     num_timings: int = 7,
@@ -115,7 +115,7 @@ def compare_gradients(
     some posterior standard deviations away too, such as the start of the chains.
 
     Cost: the repeats, for each estimator and point, twice the exact gradient, and some milliseconds of timing. Memory: repeats
-    times the number of parameters; ``"auto"`` keeps that below 2²⁶.
+    times the number of parameters; ``"auto"`` keeps that below 2²⁴ for each estimator and point.
 
     References
     ----------

@@ -91,6 +91,7 @@ class ForwardGradient(AbstractBlackBox):
     directions: str = eqx.field(static=True)
 
     references: ClassVar = ("baydin2022",)
+    differentiates: ClassVar = True
 
     def __init__(
         self,

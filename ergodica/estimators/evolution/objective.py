@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -98,6 +98,9 @@ class AbstractBlackBox(AbstractGradientEstimator):
 
     objective: eqx.AbstractVar[Objective]
 
+    differentiates: ClassVar[bool] = False
+    """Whether evaluations come with a derivative along a direction."""
+
     @abc.abstractmethod
     def search(self, key: Key, params: PyTree, function: Callable[[PyTree], Array]) -> Estimate:
         """Estimate the gradient of a function of the parameters; ``n_grad`` counts its evaluations."""
@@ -119,6 +122,10 @@ class AbstractBlackBox(AbstractGradientEstimator):
         if apart is None:
             return None
         return self._counted(self.search(key_search, params, apart[0]), apart[1])
+
+    def evaluations(self, params: PyTree, n_grad: float) -> tuple[float, float]:  # noqa: ARG002
+        """Evaluations, and as many derivatives along directions where there are any."""
+        return n_grad, n_grad if self.differentiates else 0.0
 
     @property
     def posterior(self) -> Posterior | None:

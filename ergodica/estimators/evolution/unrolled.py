@@ -89,6 +89,10 @@ class AbstractUnrolled(AbstractGradientEstimator):
         cost = 2 * self.num_pairs * self.window
         return Estimate(gradient, jnp.mean(gain + loss) / 2, n_grad=cost), UnrolledState(plus, minus, kept, index)
 
+    def evaluations(self, params: PyTree, n_grad: float) -> tuple[float, float]:  # noqa: ARG002
+        """Inner steps, none of them differentiated."""
+        return n_grad, 0.0
+
     def _started(self) -> PyTree:
         """Inner states at the start of an episode, leading axis (n,)."""
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_pairs, *x.shape)), self.initial)

@@ -136,17 +136,17 @@ def reference_of(gradient: VariationalGradient, params: PyTree) -> Reference | N
         unit = _ROUNDING_UNITS * jnp.finfo(done.value.dtype).eps
         rounding = jax.tree.map(lambda x, unit=unit: unit * x, done.absolute)
         if not grid.refinable:
-            return Reference(done.gradient, rounding)
+            return Reference(done.gradient, rounding, rounding)
         if last is not None:
             change = jax.tree.map(lambda a, b: jnp.abs(a - b), done.gradient, last)
             error = tree.add(change, rounding)
             close = _largest(error) <= TOLERANCE * _largest(done.gradient) + 2 * _largest(rounding)
             if close and abs(float(done.mass) - 1) < MASS_TOLERANCE:
-                return Reference(done.gradient, error)
+                return Reference(done.gradient, error, rounding)
         last = done.gradient
     if error is None or not np.isfinite(_largest(error)) or abs(float(done.mass) - 1) >= MASS_TOLERANCE:
         return None
-    return Reference(last, error)
+    return Reference(last, error, rounding)
 
 
 def on_grid(gradient: VariationalGradient, params: PyTree, num_nodes: int) -> tuple[OnGrid, Grid]:

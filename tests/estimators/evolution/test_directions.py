@@ -230,6 +230,8 @@ def test_compare_gradients_takes_them():
         "SPSA": "unbiased",
     }
     assert table.datum_gradients.sel(point=0).values.tolist() == [3.0, 6.0, 6.0]
+    assert table.value_evaluations.sel(point=0).values.tolist() == [3.0, 6.0, 6.0]
+    assert table.derivative_evaluations.sel(point=0).values.tolist() == [3.0, 0.0, 0.0]
 
 
 @pytest.mark.usefixtures("x64")
