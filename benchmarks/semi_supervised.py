@@ -247,6 +247,12 @@ def run(task, method, seed):
     return {"accuracy": float(accuracy), "bound": bound} | seconds
 
 
+def save(path, part, value):
+    """Put one part into what is stored."""
+    record = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(record | {part: value}, indent=2) + "\n")
+
+
 def training(record, path, seeds):
     tasks = {"digits": (digits_task(), seeds)}
     if os.environ.get("ERGODICA_DATA"):
@@ -265,7 +271,7 @@ def training(record, path, seeds):
                 if str(seed) not in done:
                     done[str(seed)] = run(task, method, seed)
                     print(name, method, seed, done[str(seed)], flush=True)
-                    path.write_text(json.dumps(record, indent=2) + "\n")
+                    save(path, "training", record["training"])
 
 
 # --- bias -------------------------------------------------------------------------------------------------------------
@@ -398,13 +404,11 @@ def main():
             record.pop("training", None)
         training(record, path, arguments.seeds)
     if arguments.only in (None, "bias"):
-        record["bias"] = bias()
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        save(path, "bias", bias())
     if arguments.only in (None, "timing"):
         shared = {"machine_was_shared": not arguments.idle, "environment": environment()}
-        record["timing"] = shared | {"repeats": arguments.repeats, "classes": timing(arguments.repeats)}
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    print(report(record))
+        save(path, "timing", shared | {"repeats": arguments.repeats, "classes": timing(arguments.repeats)})
+    print(report(json.loads(path.read_text())))
 
 
 if __name__ == "__main__":
