@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ergodica.diagnostics.gradient_table import GradientComparison
 
 POINTS = ("mode", "start")
+DEFAULT_ESTIMATORS = ("minibatch:100:uniform", "minibatch:100:blocks", "control-variate:100")
+DEFAULT_REPEATS = 1000
 
 
 def compare(
@@ -23,20 +25,36 @@ def compare(
     columns: options.Columns = [],  # noqa: B006  (typer reads defaults, and nothing changes them)
     settings: options.Settings = [],  # noqa: B006
     subsampled: options.Subsampled = False,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:GUIDE",
+            help="Compare gradients of the ELBO under this guide, or under an automatic one such as AutoNormal.",
+        ),
+    ] = None,
     estimator: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="KIND:SIZE[:SCHEME]",
-            help="minibatch:100, minibatch:100:uniform, control-variate:100 or full; again for each.",
+            help="minibatch:100, minibatch:100:uniform, control-variate:100 or full; with --guide: KIND:PARTICLES, such as "
+            "leave-one-out:10, score:10, enumerate:10, stl:10, auto:10, or numpyro:TraceGraph_ELBO:10; again for each.",
         ),
-    ] = ["minibatch:100:uniform", "minibatch:100:blocks", "control-variate:100"],  # noqa: B006
-    at: Annotated[list[str] | None, typer.Option(help="Points to compare at: mode, start; again for each.")] = None,
-    num_repeats: Annotated[int, typer.Option(help="Independent estimates at each point.")] = 1000,
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="Points to compare at: mode, start; with --guide: start, middle, fitted; again for each."),
+    ] = None,
+    num_repeats: Annotated[
+        int | None,
+        typer.Option(help="Independent estimates at each point: 1000 by default; with --guide as many as are needed."),
+    ] = None,
+    num_steps: Annotated[int, typer.Option(help="With --guide: steps of the fit.")] = 1000,
     seed: options.Seed = 0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     out: Annotated[pathlib.Path | None, typer.Option(help="netCDF file of all figures.")] = None,
     plot: Annotated[pathlib.Path | None, typer.Option(help="Figure of them, such as compare.png.")] = None,
 ) -> None:
-    """Compare gradient estimators of a model: bias, variance and cost.
+    """Compare gradient estimators of a model, or of a model and a guide: bias, variance and cost.
 
     The exit code is 1 if one of them is biased.
 
@@ -45,23 +63,37 @@ def compare(
     - `ergodica compare model.py:model --data d.csv`
 
     - `ergodica compare model.py:model --data d.npz --estimator minibatch:100 --estimator full --plot compare.png`
+
+    - `ergodica compare model.py:model --data d.csv --guide AutoNormal --estimator stl:10 --estimator numpyro:Trace_ELBO:10`
     """
-    if at is None:
-        at = ["mode", "start"]
     with wrong_calls():
         for path in (out, plot):
             if path is not None:
                 options.check_can_be_written(path)
-        table = _run(
-            {"model": model, "data": data, "columns": columns, "settings": settings, "subsampled": subsampled},
-            estimator,
-            at,
-            num_repeats,
-            seed,
-        )
-        from rich.console import Console
+        if guide is None:
+            table = _run(
+                {"model": model, "data": data, "columns": columns, "settings": settings, "subsampled": subsampled},
+                estimator or list(DEFAULT_ESTIMATORS),
+                at or ["mode", "start"],
+                DEFAULT_REPEATS if num_repeats is None else num_repeats,
+                seed,
+            )
+        else:
+            if subsampled:
+                raise CallError(
+                    "--subsampled is for posteriors; with --guide the model's own plates are used as they are."
+                )
+            from ergodica.cli import losses
 
-        print_tables(Console(), table)
+            program = losses.load_program(model, guide, data, columns, settings)
+            names = estimator or list(losses.DEFAULT_ESTIMATORS)
+            table = losses.compare_losses(program, names, at or ["start", "fitted"], num_repeats, num_steps, seed)
+        if markdown:
+            typer.echo(table.to_markdown())
+        else:
+            from rich.console import Console
+
+            print_tables(Console(), table, caption=CAPTION if guide is None else _of_losses(table))
         if out is not None:
             table.to_netcdf(out, engine="h5netcdf")
         if plot is not None:
@@ -96,7 +128,7 @@ def _run(model_settings: dict, names: list[str], at: list[str], num_repeats: int
     return comparison.assign_coords(point=at)
 
 
-def print_tables(console: "Console", comparison: "GradientComparison") -> None:
+def print_tables(console: "Console", comparison: "GradientComparison", caption: str | None = None) -> None:
     """Lay the comparison out for a terminal, one table for each labelled point, and say how to read it."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -113,7 +145,7 @@ def print_tables(console: "Console", comparison: "GradientComparison") -> None:
         for estimator, row in frame.iterrows():
             table.add_row(Text(str(estimator)), *row)  # as it is: in markup, ':100:' is an emoji
         console.print(table, "")
-    console.print(CAPTION)
+    console.print(CAPTION if caption is None else caption, markup=False)
 
 
 def readable(comparison: "GradientComparison") -> "dict[str, pandas.DataFrame]":
@@ -142,8 +174,18 @@ def _percent(bound: float) -> str:
     return f"{100 * bound:.2g}%" if bound >= 1e-3 else "0.1%"
 
 
+def _of_losses(comparison: "GradientComparison") -> str:
+    return LOSS_CAPTION + "\n".join(comparison.notes) + "\n"
+
+
 CAPTION = (
     "bias: of the mean gradient, against all the data; undecided where noise hides it. below: the bias that cannot be excluded, "
     "as a part of the gradient's largest entry (— if all of it). gradients: of single data, a call. time, and work "
     "(variance × gradients): relative to the first row; less is better.\n"
+)
+
+LOSS_CAPTION = (
+    "bias: of the mean gradient; undecided where noise hides it. below: the bias that cannot be excluded, as a part of the "
+    "gradient's largest entry (— if all of it). gradients: runs of model and guide, a call. time, and work (variance × runs): "
+    "relative to the first row; less is better.\n"
 )

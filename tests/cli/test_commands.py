@@ -35,6 +35,7 @@ class TestSample:
             "--data d.npz --sampler NUTS --start prior",
         ],
     )
+    @pytest.mark.swept_after(2)
     def test_draws_from_the_posterior(self, folder, call, options):
         result = call(
             f"sample model.py:model {options} --num-samples 400 --num-warmup 400 --thin 4 --seed 1 --out run.nc"
@@ -118,6 +119,62 @@ class TestCompare:
     )
     def test_errors(self, folder, call, options, message):
         result = call(f"compare model.py --data d.csv {options}")
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+GUIDED = """
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+
+def model(x, y=None):
+    z = numpyro.sample("z", dist.Bernoulli(0.5))
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("obs", dist.Normal((0.5 + z) * jnp.mean(x, axis=1), 5.0), obs=y)
+
+
+def guide(x, y=None):
+    numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("logit", jnp.array(0.3))))
+
+
+def short(x):
+    guide(x)
+"""
+
+
+class TestCompareLosses:
+    def test_numpyros_wrong_gradient_ends_with_1(self, folder, call):
+        """The gradient of Trace_ELBO at a bit; figures, file and Markdown of the same comparison."""
+        (folder / "guided.py").write_text(GUIDED)
+        result = call(
+            "compare guided.py --guide guided.py --data d.csv --estimator leave-one-out:4 --estimator numpyro:Trace_ELBO:4 "
+            "--at start --num-repeats 4000 --markdown --out table.nc --plot figure.png"
+        )
+        assert result.exit_code == 1, result.output
+        assert "| leave-one-out:4 | unbiased |" in result.output
+        assert "| numpyro:Trace_ELBO:4 | biased |" in result.output
+        assert "The reference is exact." in result.output
+        with xr.open_dataset("table.nc", engine="h5netcdf") as table:
+            assert table["datum_gradients"].values.ravel().tolist() == [4, 4]
+        assert (folder / "figure.png").stat().st_size > 1000
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ("--guide AutoNorml", "Did you mean 'AutoNormal'?"),
+            ("--guide guided.py:short", "lacks the arguments y"),
+            ("--guide guided.py --estimator leave-one:10", "Did you mean 'leave-one-out'?"),
+            ("--guide guided.py --estimator score", "write the number of particles, such as score:10"),
+            ("--guide guided.py --estimator numpyro:Trace:10", "Did you mean 'Trace_ELBO'?"),
+            ("--guide guided.py --at mode", "is no point of a fit"),
+            ("--guide guided.py --subsampled", "--subsampled is for posteriors"),
+        ],
+    )
+    def test_errors(self, folder, call, options, message):
+        (folder / "guided.py").write_text(GUIDED)
+        result = call(f"compare guided.py --data d.csv {options}")
         assert result.exit_code == 2
         assert message in result.stderr
 
