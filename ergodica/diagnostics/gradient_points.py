@@ -13,7 +13,7 @@ from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.types import Key, PyTree
 
 LABELS = ("start", "middle", "optimum")
-_WINDOWS = 20
+_WINDOWS = 50
 _LAST = 10
 
 
@@ -55,7 +55,7 @@ def training_points(
     -------
     Points
         A list of three positions, with ``labels`` "start", "middle" and "optimum". The middle is the first step at which the
-        objective (running mean over a twentieth of the steps) has made half of its way; the optimum is the mean position of the
+        objective (running mean over a fiftieth of the steps) has made half of its way; the optimum is the mean position of the
         last tenth.
 
     Raises

@@ -333,7 +333,7 @@ class TestTrainingPoints:
     def test_half_way_in_the_objective(self, regression):
         """The optimum is the mode up to noise; the middle has made half of the way."""
         gradient = Minibatch(regression, BATCH)
-        points = training_points(jax.random.key(16), gradient, jnp.full(D, -1.0), num_steps=600, learning_rate=0.05)
+        points = training_points(jax.random.key(16), gradient, jnp.full(D, -1.0), num_steps=600, learning_rate=0.01)
         values = [float(regression.log_density(p)) for p in points]
         x, y = regression.data
         mode = jnp.linalg.solve(x.T @ x + jnp.eye(D), x.T @ y)
