@@ -1,6 +1,6 @@
 """Tests of gradient estimates for bias: by coordinate, jointly, and of a control that is biased on purpose."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -174,7 +174,7 @@ def size_of_bias(errors: Errors, target: Target, variance: float, confidence: fl
     length = np.sqrt(max(np.sum(mean**2) - trace, 0.0)) * scale
     cosine = float(np.clip(mean @ target.gradient / length, -1, 1)) if length > 0 else np.nan
 
-    def fraction(x: float) -> float:
+    def fraction(x: Any) -> float:
         return float(x / scale) if scale > 0 else 0.0 if x == 0 else np.inf
 
     middle, lower, upper = np.sqrt(squared), max(norm - radius, 0.0), norm + radius

@@ -63,7 +63,7 @@ def divergence(name, a, b):
     [
         "normal",
         pytest.param("log-normal", marks=pytest.mark.sweep),
-        "gamma",
+        pytest.param("gamma", marks=pytest.mark.sweep),
         pytest.param("beta", marks=pytest.mark.sweep),
         "far",
     ],
@@ -117,6 +117,7 @@ def test_bounds_of_two_particles_are_sums_over_pairs(name):
     assert np.max(np.abs(tree.ravel(wrong.gradient) - brute)) > 100 * float(jnp.max(tree.ravel(found.error)) + 1e-5)
 
 
+@pytest.mark.sweep
 def test_renyi_bound_of_three_particles_is_a_sum_over_triples():
     case, alpha = CASES["discrete"](), -0.6
     loss = RenyiELBO(alpha, 3)
