@@ -294,7 +294,10 @@ def test_continuous_latent_and_discrete_auxiliary(label):
 
     loss = ProgrammedObjective(hvi(*setting), num_particles, sites)
     replicates = gradients(loss, tables.continuous(), num_repeats)
-    assert_mean(replicates, exact_gradient(tables.continuous, exact), smallest_error=0.2)
+    gradient = exact_gradient(tables.continuous, exact)
+    noisy = replicates.std(axis=0) > 1e-12  # a proposal that is not used has no gradient
+    np.testing.assert_allclose(replicates.mean(axis=0)[~noisy], gradient[~noisy], atol=1e-12)
+    assert_mean(replicates[:, noisy], gradient[noisy], smallest_error=0.2)
 
 
 def test_a_gradient_without_the_law_of_the_draws_is_rejected():

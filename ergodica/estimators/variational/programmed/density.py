@@ -187,7 +187,8 @@ class _Inside(Messenger):
         except NotImplementedError as error:
             raise SiteError(
                 f"Site {name!r} of {self.program.name}: its density at a given value needs the inverse of a transformation "
-                "that has none. Take the log density that sample() returns."
+                "that has none, and an objective that is written as a program evaluates it there. Use ELBO() or IWELBO(), or a "
+                "transformation with an inverse."
             ) from error
         if msg["scale"] is not None and not is_identically_one(msg["scale"]):
             log_prob = jnp.asarray(msg["scale"], log_prob.dtype) * log_prob

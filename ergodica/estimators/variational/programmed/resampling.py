@@ -155,7 +155,7 @@ class Marginal(AbstractDensity):
         values, log_joint = self.program.sample()
         kept, rest = self._split(values)
         retained = log_joint - self._proposal(kept).log_density(rest)
-        return kept, log_mean_weight([retained, *(self._fresh(kept) for _ in range(self.num_particles - 1))])
+        return kept, log_mean_weight([jnp.asarray(retained), *self._fresh(kept, self.num_particles - 1)])
 
     def log_density(self, values: Mapping[str, Array]) -> Array:
         """Logarithm of an unbiased estimate, from fresh draws of the rest."""
@@ -164,7 +164,7 @@ class Marginal(AbstractDensity):
                 f"The marginal's log_density needs values for {', '.join(map(repr, self.keep))} and no others; got "
                 f"{', '.join(map(repr, values)) or 'none'}."
             )
-        return log_mean_weight([self._fresh(values) for _ in range(self.num_particles)])
+        return log_mean_weight(self._fresh(values, self.num_particles))
 
     @property
     def run(self) -> Any:
@@ -176,9 +176,11 @@ class Marginal(AbstractDensity):
         """The same with the parameters of program and proposal held."""
         return dataclasses.replace(self, program=self.program.held, proposal=_held(self.proposal))
 
-    def _fresh(self, kept: Mapping[str, Array]) -> Any:
-        rest, log_r = self._proposal(kept).sample()
-        return self.program.log_density({**kept, **rest}) - log_r
+    def _fresh(self, kept: Mapping[str, Array], count: int) -> list[Array]:
+        """Log weights of fresh draws of the rest."""
+        draws = [self._proposal(kept).sample() for _ in range(count)]
+        log_joints = evaluate(self.program, [{**kept, **rest} for rest, _ in draws])
+        return [log_joint - jnp.asarray(log_r) for log_joint, (_, log_r) in zip(log_joints, draws, strict=True)]
 
     def _proposal(self, kept: Mapping[str, Array]) -> AbstractDensity:
         if self.proposal is None:
@@ -214,19 +216,19 @@ class Normalised(AbstractDensity):
 
     def sample(self) -> tuple[dict[str, Array], Array]:
         """Draw particles, and one of them by its weight."""
-        draws = [self._draw() for _ in range(self.num_particles)]
-        values, log_weights, log_targets = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
+        draws, log_targets, log_weights = self._draw(self.num_particles)
+        values = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
         index: Any = 0
         if self.num_particles > 1:
-            index = self.run.draw("resample", dist.Categorical(logits=log_weights))
+            index = self.run.draw("resample", dist.Categorical(logits=jnp.stack(log_weights)))
         chosen = {name: value[index] for name, value in values.items()}
-        return chosen, log_targets[index] - log_mean_weight(list(log_weights))
+        return chosen, jnp.stack(log_targets)[index] - log_mean_weight(log_weights)
 
     def log_density(self, values: Mapping[str, Array]) -> Array:
         """Logarithm of an unbiased estimate, the values among fresh particles."""
         log_target = jnp.asarray(self.program.log_density(values))
         own = log_target - jnp.asarray(self._proposal().log_density(values))
-        return log_target - log_mean_weight([own, *(self._draw()[1] for _ in range(self.num_particles - 1))])
+        return log_target - log_mean_weight([own, *self._draw(self.num_particles - 1)[2]])
 
     @property
     def run(self) -> Any:
@@ -238,17 +240,26 @@ class Normalised(AbstractDensity):
         """The same with the parameters of program and proposal held."""
         return dataclasses.replace(self, program=self.program.held, proposal=_held(self.proposal))
 
-    def _draw(self) -> tuple[dict[str, Array], Array, Array]:
-        """Values, log weight, and log of the unnormalised density."""
-        values, log_r = self._proposal().sample()
-        log_target = jnp.asarray(self.program.log_density(values))
-        return values, log_target - jnp.asarray(log_r), log_target
+    def _draw(self, count: int) -> tuple[list[dict[str, Array]], list[Array], list[Array]]:
+        """Values, logs of the unnormalised density, and log weights."""
+        draws = [self._proposal().sample() for _ in range(count)]
+        log_targets = evaluate(self.program, [values for values, _ in draws])
+        log_weights = [log_p - jnp.asarray(log_r) for log_p, (_, log_r) in zip(log_targets, draws, strict=True)]
+        return [values for values, _ in draws], log_targets, log_weights
 
     def _proposal(self) -> AbstractDensity:
         if self.proposal is None:
             assert isinstance(self.program, ProgramDensity)
             return self.program.prior
         return _bound(self.proposal, (), self.program)
+
+
+def evaluate(program: AbstractDensity, draws: Sequence[Mapping[str, Array]]) -> list[Array]:
+    """Log densities at several draws: in one mapped run where the density itself draws nothing."""
+    if len(draws) < 2 or not isinstance(program, ProgramDensity):
+        return [jnp.asarray(program.log_density(values)) for values in draws]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(dict, draws))
+    return list(jax.vmap(lambda values: jnp.asarray(program.log_density(values)))(stacked))
 
 
 def _bound(proposal: Any, args: tuple, program: AbstractDensity) -> AbstractDensity:
