@@ -132,9 +132,9 @@ class MonteCarloEM(AbstractGradientEstimator):
         rows = jax.tree.map(jnp.asarray, data)
         number = check.leading_length("data", rows)
         indexed = Posterior(_flat, _flat_rows, {"rows": rows, "index": jnp.arange(number)})
-        scheme = check.one_of("scheme", scheme, ("blocks", "full"))
+        check.one_of("scheme", scheme, ("blocks", "full"))
         self.minibatch = Minibatch(indexed, batch_size, scheme, key=key)
-        if control_variate and (number if scheme == "full" else batch_size) < 2:
+        if control_variate and self.minibatch.batch_size < 2:
             raise ValueError(
                 "batch_size must be at least 2, since the control variate of a row is weighted by the other rows; got 1. Take "
                 "more rows, or control_variate=False."

@@ -197,9 +197,9 @@ def distances(before: Position, after: Position) -> tuple[Array, Array]:
     number = pairs[0][0].shape[0]
     flat = [(x.reshape(number, -1), y.reshape(number, -1)) for x, y in pairs]
     moved = jnp.any(jnp.stack([jnp.any(x != y, axis=1) for x, y in flat]), axis=0)
-    jumps = sum(jnp.sum((y - x) ** 2) for x, y in flat)
-    spread = sum(jnp.sum((y - jnp.mean(y, axis=0, keepdims=True)) ** 2) for _, y in flat)
-    renewal = jumps / (2 * spread) * ((number - 1) / number) if number > 1 else jnp.nan * jumps
+    jumps = jnp.sum(jnp.stack([jnp.sum((y - x) ** 2) for x, y in flat]))
+    spread = jnp.sum(jnp.stack([jnp.sum((y - jnp.mean(y, axis=0, keepdims=True)) ** 2) for _, y in flat]))
+    renewal = jumps / (2 * spread) * ((number - 1) / number) if number > 1 else jnp.full_like(jumps, jnp.nan)
     return jnp.mean(moved.astype(jnp.result_type(float))), renewal
 
 

@@ -55,8 +55,8 @@ class MarkovianScoreClimbing(AbstractScoreClimbing):
 
     Not where chains do not move: `chains` gives the acceptance rate of each. Near zero, draws of the guide hardly ever hit the
     posterior, and the gradient says the same thing every step; K of the order of :math:`\exp \mathrm{KL}(p \| q)` is what
-    importance sampling needs, and the chain, too. A guide that misses the posterior's mass altogether is *not* seen there,
-    since its own draws are all that the chain moves between: see `ergodica.diagnostics.check_guide`.
+    importance sampling needs, and the chain, too. A mode that the guide never draws from is *not* seen there: the chain
+    moves well, in the wrong place. Start guides wide; `ergodica.diagnostics.check_guide` judges the tail of the weights.
 
     `ergodica.compare_gradients` in the state ``"fresh"`` sees the first step, which is importance sampling without a chain.
     What chains do is seen by estimates in a row, as ``benchmarks/posterior_gradients.py`` takes them.
