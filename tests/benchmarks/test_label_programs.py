@@ -1,5 +1,6 @@
-"""Identities that the programs of the label benchmarks must have."""
+"""Identities that the programs of the label benchmarks must have, and whether what a page draws is complete."""
 
+import json
 import pathlib
 import sys
 
@@ -64,3 +65,15 @@ def test_labels_that_know_the_clusters_give_the_marginal_bound():
     assert known == pytest.approx(summed, rel=1e-5)  # the draws of the clusters are the same
     np.testing.assert_allclose(enumerated, by_hand, rtol=1e-3, atol=1e-3)
     assert own > summed + 1.0
+
+
+def test_stored_runs_are_complete():
+    import semi_supervised as s
+
+    record = json.loads((BENCHMARKS / "results" / "semi_supervised.json").read_text())
+    runs = record["training"]["digits"]["runs"]
+    assert runs.keys() == {s.SUPERVISED, *s.METHODS}
+    assert len({tuple(r) for r in runs.values()}) == 1  # the same seeds for all
+    assert {row["method"] for row in record["bias"]["rows"]} == s.METHODS.keys()
+    assert isinstance(record["timing"]["machine_was_shared"], bool)
+    assert set(record["timing"]["classes"]) == {"10", "100"}
