@@ -37,6 +37,7 @@ def gradients(loss, params, programs, *args):
     return [(float(v), np.asarray(tree.ravel(g))) for v, g in jax.jit(all_of_them)(params)]
 
 
+@pytest.mark.slow
 def test_exact_divergence_is_what_the_sum_over_classes_gives():
     import semi_supervised as s
 
@@ -52,6 +53,7 @@ def test_exact_divergence_is_what_the_sum_over_classes_gives():
     np.testing.assert_allclose(da, db, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_that_know_the_clusters_give_the_marginal_bound():
     """And labels with probabilities of their own a lower one, at any parameters."""
     import mixture_labels as m
