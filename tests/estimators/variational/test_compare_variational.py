@@ -170,6 +170,7 @@ def test_state_learned_on_the_same_samples_is_biased():
         erg.compare_gradients(jax.random.key(6), estimators, params, state="frozen")
 
 
+@pytest.mark.sweep
 def test_common_random_numbers_shorten_the_interval_of_a_ratio():
     """Two constant baselines: nearly the same noise."""
     estimators = gradients(bit_model, bit_guide, one=ELBO(2, {"b": Score(0.4)}), other=ELBO(2, {"b": Score(0.6)}))
