@@ -72,8 +72,9 @@ class UnorderedSet(AbstractSiteEstimator):
     Examples
     --------
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, ergodica as erg
+    >>> costs = jnp.array([1.0, 0.3, 2.0])
     >>> estimate = erg.estimators.expectation_gradient(
-    ...     jax.random.key(0), jnp.array([0.3, -1.0, 0.5]), lambda t: dist.Categorical(logits=t), lambda z: (z - 0.4) ** 2,
+    ...     jax.random.key(0), jnp.array([0.3, -1.0, 0.5]), lambda t: dist.Categorical(logits=t), lambda z: costs[z],
     ...     erg.estimators.UnorderedSet(2),
     ... )
     >>> estimate.n_grad
