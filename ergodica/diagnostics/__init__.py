@@ -2,6 +2,7 @@
 
 from ergodica.diagnostics.calibration import calibration as calibration
 from ergodica.diagnostics.checks import diagnose as diagnose
+from ergodica.diagnostics.control_variates import control_variate_expectation as control_variate_expectation
 from ergodica.diagnostics.diagnosis import Check as Check
 from ergodica.diagnostics.diagnosis import Diagnosis as Diagnosis
 from ergodica.diagnostics.expectation import weighted_mean as weighted_mean
@@ -9,9 +10,9 @@ from ergodica.diagnostics.function_space import chain_disagreement as chain_disa
 from ergodica.diagnostics.function_space import function_draws as function_draws
 from ergodica.diagnostics.gradient_points import training_points as training_points
 from ergodica.diagnostics.gradients import compare_gradients as compare_gradients
-from ergodica.diagnostics.held_out import HeldOutSums as HeldOutSums
 from ergodica.diagnostics.guide import GuideCheck as GuideCheck
 from ergodica.diagnostics.guide import check_guide as check_guide
+from ergodica.diagnostics.held_out import HeldOutSums as HeldOutSums
 from ergodica.diagnostics.held_out import combine_held_out as combine_held_out
 from ergodica.diagnostics.held_out import held_out_sums as held_out_sums
 from ergodica.diagnostics.plots import plot_running_temperature as plot_running_temperature
@@ -28,15 +29,16 @@ from ergodica.diagnostics.scoring import expected_calibration_error as expected_
 __all__ = [
     "Check",
     "Diagnosis",
-    "HeldOutSums",
     "GuideCheck",
+    "HeldOutSums",
     "binomial_interval",
     "brier_score",
     "calibration",
     "chain_disagreement",
-    "combine_held_out",
     "check_guide",
+    "combine_held_out",
     "compare_gradients",
+    "control_variate_expectation",
     "crps",
     "crps_gaussian_mixture",
     "diagnose",
