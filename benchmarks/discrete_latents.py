@@ -13,7 +13,7 @@ gradient: the paper's normalisation of the variance, for all estimators alike. W
 100 hard draws on the first 1,000 test pictures, after the last epoch. ``--data digits`` is the same on digits of 8 x 8 pixels with
 50 units.
 
-    python benchmarks/discrete_latents.py [--data digits|mnist] [--epochs 5] [--seeds 0 1 2] [--resume] [--only vae_bits:gumbel]
+    python benchmarks/discrete_latents.py [--data digits|mnist] [--epochs 3] [--seeds 0 1 2] [--resume] [--only vae_bits:gumbel]
     python benchmarks/discrete_latents.py --frozen
 
 ``--frozen`` measures bias and variance at frozen points of small networks, where gradients are exact by enumeration. Results are
@@ -34,7 +34,7 @@ from discrete_parts.programs import make_tasks
 from discrete_parts.training import BINARISATION_SEED, RATES, SPLIT_SEED, Settings, Trainer, load
 
 OUTPUT = pathlib.Path(__file__).parent / "results"
-EPOCHS = {"digits": 200, "mnist": 5}
+EPOCHS = {"digits": 200, "mnist": 3}
 
 
 def settings_for(data: str, epochs: int) -> Settings:
@@ -150,7 +150,7 @@ def main() -> None:
     """Train, or measure at frozen points."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
-    parser.add_argument("--epochs", type=int, help="200 for digits and 5 for MNIST unless given")
+    parser.add_argument("--epochs", type=int, help="200 for digits and 3 for MNIST unless given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="tasks, or task:estimator")
     parser.add_argument("--resume", action="store_true", help="keep what the file of results holds already")
