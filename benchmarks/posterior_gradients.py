@@ -31,7 +31,7 @@ from ergodica.estimators import (
     VariationalGradient,
 )
 from ergodica.estimators.em.independence import Selection
-from ergodica.estimators.variational.climbing import AbstractScoreClimbing
+from ergodica.estimators.variational.objectives.climbing import AbstractScoreClimbing
 
 ROWS, ANSWERS, SLIP = 8, 16, 0.02
 RIGHT = (1, 6)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import ergodica as erg
-from ergodica.estimators.variational.loss import AbstractLoss
+from ergodica.estimators.variational.objectives.loss import AbstractLoss
 from tests.contract.checks import abstract, assert_close, assert_equal, differ
 from tests.contract.table import Counter
 from tests.contract.test_variational import NUM_CALLS, calls, public, run

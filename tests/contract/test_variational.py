@@ -9,7 +9,7 @@ import pytest
 
 import ergodica as erg
 from ergodica.core import tree
-from ergodica.estimators.variational.objective import AbstractObjective
+from ergodica.estimators.variational.objectives.objective import AbstractObjective
 from tests.contract.checks import abstract, assert_close, assert_equal, differ
 from tests.contract.table import Counter
 from tests.contract.variational_table import OBJECTIVES, SITES, case_of, gradient_of, loss_of, program

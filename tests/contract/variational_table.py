@@ -235,6 +235,7 @@ SITES = [
     ),
 ]
 
+
 def hierarchical(model: Any, guide: Any) -> Any:
     """An objective as a user writes it, with several draws of each site."""
     resampled = erg.estimators.normalise(model, 2, proposal=guide)

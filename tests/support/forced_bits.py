@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 
 from ergodica.estimators import expectation_gradient
 from ergodica.estimators.variational.facts import Draw
-from ergodica.estimators.variational.relaxation import log_probabilities
 from ergodica.estimators.variational.site import AbstractSiteEstimator
+from ergodica.estimators.variational.sites.relaxation import log_probabilities
 from tests.support.exact_programs import Case
 
 

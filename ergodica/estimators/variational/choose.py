@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ergodica.estimators.variational.enumerate import Enumerate, num_configurations
 from ergodica.estimators.variational.facts import Context, Site, SiteError
-from ergodica.estimators.variational.reparam import Reparam
-from ergodica.estimators.variational.score import VIMCO, LeaveOneOut
 from ergodica.estimators.variational.site import AbstractSiteEstimator
+from ergodica.estimators.variational.sites.enumerate import Enumerate, num_configurations
+from ergodica.estimators.variational.sites.reparam import Reparam
+from ergodica.estimators.variational.sites.score import VIMCO, LeaveOneOut
 from ergodica.estimators.variational.structure import Structure
 
 INFER = "gradient"

@@ -10,8 +10,8 @@ from numpyro import handlers
 
 from ergodica.core import check, rng
 from ergodica.core.types import Estimate, Key, PyTree
-from ergodica.estimators.variational.elbo import ELBO
 from ergodica.estimators.variational.facts import Distribution
+from ergodica.estimators.variational.objectives.elbo import ELBO
 from ergodica.estimators.variational.site import AbstractSiteEstimator
 from ergodica.estimators.variational.structure import Program
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ergodica.estimators.variational.particles import num_runs
-from ergodica.estimators.variational.reparam import Reparam
+from ergodica.estimators.variational.sites.reparam import Reparam
 from ergodica.estimators.variational.structure import Structure
 
 

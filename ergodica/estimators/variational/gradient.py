@@ -12,8 +12,8 @@ from numpyro.handlers import replay, seed, substitute, trace
 from ergodica.core import check
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.types import Batch, Estimate, Key, PyTree, Reference
-from ergodica.estimators.variational.loss import AbstractLoss
 from ergodica.estimators.variational.numpyro_loss import NumPyroLoss, as_loss
+from ergodica.estimators.variational.objectives.loss import AbstractLoss
 from ergodica.estimators.variational.structure import Program
 from ergodica.estimators.variational.watch import Watch
 from ergodica.estimators.variational.wrap import LEARNED
@@ -114,7 +114,7 @@ class VariationalGradient(AbstractGradientEstimator):
 
     def reference(self, params: PyTree) -> Reference | None:
         """The exact gradient, where `ergodica.estimators.ExactGradient` can compute it to a known error."""
-        from ergodica.estimators.variational.exact_gradient import reference_of
+        from ergodica.estimators.variational.exact.gradient import reference_of
 
         return reference_of(self, params)
 

@@ -9,7 +9,7 @@ from numpyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMean
 
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.explain import Explanation
-from ergodica.estimators.variational.loss import AbstractLoss, Evaluation
+from ergodica.estimators.variational.objectives.loss import AbstractLoss, Evaluation
 from ergodica.estimators.variational.structure import Program
 
 

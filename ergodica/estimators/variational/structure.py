@@ -12,7 +12,7 @@ from numpyro.ops.provenance import eval_provenance
 
 from ergodica.core.types import PyTree
 from ergodica.estimators.variational.facts import Plate, Site, base, list_support, unmasked
-from ergodica.estimators.variational.implicit import has_distribution_function
+from ergodica.estimators.variational.sites.implicit import has_distribution_function
 
 MODEL, GUIDE = "log p({})", "-log q({})"
 

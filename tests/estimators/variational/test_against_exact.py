@@ -220,7 +220,7 @@ def test_comparison_of_gradients_says_so():
         """NumPyro's estimator in the place of ours."""
 
         def evaluate(self, key, params, program, state, learned):
-            from ergodica.estimators.variational.objective import Evaluation
+            from ergodica.estimators.variational.objectives.objective import Evaluation
 
             return Evaluation(-Trace_ELBO(4).loss(key, params, case.model, case.guide, *case.args), {}, {}, 4)
 

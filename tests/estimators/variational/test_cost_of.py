@@ -9,8 +9,8 @@ import pytest
 import ergodica as erg
 from ergodica.estimators import ELBO, IWELBO, REBAR, RODEO, DoubleControlVariate, Enumerate, MuProp
 from ergodica.estimators.variational.facts import Draw
-from ergodica.estimators.variational.relaxation import log_mass
 from ergodica.estimators.variational.site import AbstractSiteEstimator
+from ergodica.estimators.variational.sites.relaxation import log_mass
 from tests.support.exact_programs import CASES, exact_elbo
 from tests.support.replicates import exact_gradient, gradients
 from tests.support.statistics import assert_mean

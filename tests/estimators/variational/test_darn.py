@@ -8,8 +8,8 @@ import numpyro.distributions as dist
 import pytest
 
 import ergodica as erg
-from ergodica.estimators.variational.reinmax import reinmax
-from ergodica.estimators.variational.relaxation import cost_and_slope
+from ergodica.estimators.variational.sites.reinmax import reinmax
+from ergodica.estimators.variational.sites.relaxation import cost_and_slope
 from tests.support.exact_programs import CASES, exact_elbo, exact_iwelbo
 from tests.support.forced_bits import LOGITS, enumerated, exact_gradient_of, joint_cost
 from tests.support.replicates import exact_gradient, gradients

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ergodica as erg
-from ergodica.estimators.variational.disarm import antithetic_bits, arm_weight, disarm_weight
+from ergodica.estimators.variational.sites.disarm import antithetic_bits, arm_weight, disarm_weight
 from tests.support.exact_programs import CASES, exact_elbo, exact_iwelbo
 from tests.support.replicates import exact_gradient, gradients
 from tests.support.statistics import REJECTION, assert_mean, z_scores

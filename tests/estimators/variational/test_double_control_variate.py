@@ -9,7 +9,7 @@ import pytest
 
 import ergodica as erg
 from ergodica.estimators import DoubleControlVariate, LeaveOneOut
-from ergodica.estimators.variational import double_control_variate
+from ergodica.estimators.variational.sites import double_control_variate
 from ergodica.estimators.variational.wrap import LEARNED
 from tests.support.exact_programs import CASES, exact_elbo
 from tests.support.forced_bits import (

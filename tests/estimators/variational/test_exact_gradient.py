@@ -16,9 +16,9 @@ from scipy.stats import norm
 import ergodica as erg
 from ergodica.core import tree
 from ergodica.estimators import ELBO, IWELBO, ExactGradient, VariationalGradient
-from ergodica.estimators.variational.exact import Bound, evaluate_on_grid
-from ergodica.estimators.variational.exact_gradient import bound_of
-from ergodica.estimators.variational.grid import GridError, make_grid
+from ergodica.estimators.variational.exact.bounds import Bound, evaluate_on_grid
+from ergodica.estimators.variational.exact.gradient import bound_of
+from ergodica.estimators.variational.exact.grid import GridError, make_grid
 from tests.support.exact_programs import CASES, exact_iwelbo, on_grid
 from tests.support.replicates import exact_gradient
 

@@ -10,9 +10,9 @@ from numpyro.infer import Trace_ELBO
 from scipy.special import betainc
 
 from ergodica.estimators import ELBO, IWELBO, Reparam, SiteError
-from ergodica.estimators.variational import implicit
-from ergodica.estimators.variational.implicit import LAWS, Components, implicit_value
-from ergodica.estimators.variational.incomplete_beta import parameter_derivatives
+from ergodica.estimators.variational.sites import implicit
+from ergodica.estimators.variational.sites.implicit import LAWS, Components, implicit_value
+from ergodica.estimators.variational.sites.incomplete_beta import parameter_derivatives
 from tests.support.replicates import replicates
 from tests.support.statistics import assert_mean, z_scores
 

@@ -9,9 +9,9 @@ import pytest
 from scipy.special import dawsn
 
 import ergodica as erg
-from ergodica.estimators.variational import weak_derivatives
 from ergodica.estimators.variational.facts import Draw
-from ergodica.estimators.variational.weak_derivatives import LAWS, Probe
+from ergodica.estimators.variational.sites import weak_derivatives
+from ergodica.estimators.variational.sites.weak_derivatives import LAWS, Probe
 from tests.support.exact_programs import CASES, exact_elbo, exact_iwelbo
 from tests.support.replicates import exact_gradient, gradients
 from tests.support.statistics import REJECTION, assert_mean, z_scores

@@ -9,7 +9,7 @@ import pytest
 
 import ergodica as erg
 from ergodica.core import tree
-from ergodica.estimators.variational.rebar import (
+from ergodica.estimators.variational.sites.rebar import (
     controlled_score,
     perturbed_two_ways,
     relaxation_parameters,

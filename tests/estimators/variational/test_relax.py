@@ -10,7 +10,7 @@ import pytest
 import ergodica as erg
 from ergodica.core import tree
 from ergodica.estimators import RELAX
-from ergodica.estimators.variational.rebar import perturbed_two_ways
+from ergodica.estimators.variational.sites.rebar import perturbed_two_ways
 from ergodica.estimators.variational.wrap import LEARNED
 from tests.support.exact_programs import CASES, exact_elbo, exact_iwelbo
 from tests.support.forced_bits import LOGITS, bits_program, exact_gradient_of, joint_cost

@@ -11,11 +11,11 @@ import numpyro.distributions as dist
 import pytest
 
 import ergodica as erg
-from ergodica.estimators.variational.gumbel_softmax import gumbel_softmax, log_relaxed_density
-from ergodica.estimators.variational.rao_blackwell_gumbel import gumbels_given_argmax
-from ergodica.estimators.variational.rebar import perturbed_two_ways
-from ergodica.estimators.variational.reinmax import reinmax
-from ergodica.estimators.variational.straight_through import straight_through
+from ergodica.estimators.variational.sites.gumbel_softmax import gumbel_softmax, log_relaxed_density
+from ergodica.estimators.variational.sites.rao_blackwell_gumbel import gumbels_given_argmax
+from ergodica.estimators.variational.sites.rebar import perturbed_two_ways
+from ergodica.estimators.variational.sites.reinmax import reinmax
+from ergodica.estimators.variational.sites.straight_through import straight_through
 from tests.support.exact_programs import Case
 from tests.support.one_hot import one_hot_program
 from tests.support.replicates import gradients
@@ -233,7 +233,8 @@ def test_what_cannot_be_relaxed_is_refused():
 
     relaxed, error = erg.estimators.GumbelSoftmax(0.5), erg.estimators.SiteError
     with pytest.raises(
-        error, match=r"'z' .*its value is an index.*Use numpyro.sample\('z', dist.Multinomial\(1, logits=….* z @ table is"
+        error,
+        match=r"'z' .*its value is an index.*Use numpyro.sample\('z', dist.Multinomial\(1, logits=….* z @ table is",
     ):
         plan(relaxed, dist.Categorical(jnp.array([0.4, 0.6])))
     with pytest.raises(error, match=r"'z' \(Poisson\): it is neither Bernoulli nor a one-hot"):

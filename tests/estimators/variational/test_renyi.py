@@ -14,7 +14,7 @@ from numpyro.infer import SVI, RenyiELBO
 
 import ergodica as erg
 from ergodica.estimators import ELBO, IWELBO, VIMCO, LeaveOneOut, RenyiBound, Reparam, Score, VariationalGradient
-from ergodica.estimators.variational.objective import Evaluation
+from ergodica.estimators.variational.objectives.objective import Evaluation
 from ergodica.estimators.variational.structure import GUIDE
 from tests.support.exact_programs import CASES, Case, Exact, exact_renyi, on_grid
 from tests.support.replicates import exact_gradient, gradients

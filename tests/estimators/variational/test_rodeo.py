@@ -9,8 +9,8 @@ import pytest
 
 import ergodica as erg
 from ergodica.estimators import RODEO, LeaveOneOut
-from ergodica.estimators.variational import rodeo
-from ergodica.estimators.variational.rodeo import flip_probability, scored_stein, stein_terms
+from ergodica.estimators.variational.sites import rodeo
+from ergodica.estimators.variational.sites.rodeo import flip_probability, scored_stein, stein_terms
 from ergodica.estimators.variational.wrap import LEARNED
 from tests.support.exact_programs import CASES, exact_elbo
 from tests.support.forced_bits import (

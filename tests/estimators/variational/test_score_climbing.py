@@ -14,7 +14,7 @@ from numpyro.infer import SVI
 from ergodica.core import tree
 from ergodica.estimators import JointStochasticApproximation, MarkovianScoreClimbing, VariationalGradient
 from ergodica.estimators.em import independence
-from ergodica.estimators.variational.chains import Chains
+from ergodica.estimators.variational.objectives.chains import Chains
 from tests.support.exact_programs import Case
 from tests.support.statistics import REJECTION, assert_mean, z_scores
 

@@ -12,8 +12,8 @@ import pytest
 
 from ergodica.core import tree
 from ergodica.estimators import ELBO, IWELBO, Enumerate, LeaveOneOut, SiteError, UnorderedSet, expectation_gradient
-from ergodica.estimators.variational import unordered_set
-from ergodica.estimators.variational.unordered_set import set_weights
+from ergodica.estimators.variational.sites import unordered_set
+from ergodica.estimators.variational.sites.unordered_set import set_weights
 from tests.support.exact_programs import CASES, exact_elbo
 from tests.support.replicates import exact_gradient, gradients
 from tests.support.statistics import assert_mean

@@ -13,10 +13,10 @@ from numpyro.primitives import Messenger
 
 from ergodica.core import check
 from ergodica.core.types import Key, PyTree
-from ergodica.estimators.variational.elbo import ELBO
 from ergodica.estimators.variational.explain import Explanation, Row
-from ergodica.estimators.variational.loss import Evaluation
-from ergodica.estimators.variational.objective import AbstractObjective
+from ergodica.estimators.variational.objectives.elbo import ELBO
+from ergodica.estimators.variational.objectives.loss import Evaluation
+from ergodica.estimators.variational.objectives.objective import AbstractObjective
 from ergodica.estimators.variational.particles import Run
 from ergodica.estimators.variational.programmed.density import OTHER, ObjectiveRun, ProgramDensity
 from ergodica.estimators.variational.programmed.log_density import VALUE, LogDensity, Origin

@@ -1,0 +1,1 @@
+"""Exact gradients of objectives, by enumeration and quadrature."""

@@ -1,0 +1,1 @@
+"""Objectives over a model and a guide, for `numpyro.infer.SVI`."""

@@ -1,0 +1,1 @@
+"""Estimators at one sample site of a guide."""
