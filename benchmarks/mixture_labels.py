@@ -5,9 +5,9 @@ and its labels". A second program has two clusters, and bits for labels, for est
 three points of one fit by ``ergodica.compare_gradients``: the start, half way (in nats) and the end. NumPyro's TraceGraph_ELBO and,
 where the package funsor can be imported, TraceEnum_ELBO are beside them.
 
-The verdicts on bias mean nothing where labels are drawn: a car whose label is nearly certain draws the other ones in no repeat, so that its
-part of the gradient shows no noise and yet differs from its mean. The total variance is that of the clusters, mostly. What is stored is the
-part that the tutorial draws, the labels summed out.
+The verdicts on bias mean nothing where labels are drawn: a car whose label is nearly certain draws another in no repeat, so that
+its part of the gradient shows no noise and yet differs from its mean. The total variance is that of the clusters, mostly. What is
+stored is the part that the tutorial draws, the labels summed out.
 
     python benchmarks/mixture_labels.py [--repeats 200] [--only "two clusters"] [--show] [--output benchmarks/results]
 """
