@@ -122,7 +122,7 @@ def control_variate_expectation(
     values = scalar_draws(_as_tree(draws if function is None else _checked(function(draws))))
     if not np.isfinite(values.values).all():
         raise ValueError("The function of the draws is NaN or infinite at some of them, so that it has no mean.")
-    folds = _folds(*points.shape[:2], num_folds)
+    folds = _folds(points.shape[0], points.shape[1], num_folds)
     residuals = {"plain": values.values}
     for name in methods:
         residuals[name] = values.values - _out_of_fold(_fit(name), points, slopes, values.values, folds)

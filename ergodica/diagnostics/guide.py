@@ -153,7 +153,7 @@ def check_guide(
     >>> def model():
     ...     numpyro.sample("w", dist.Normal(0.0, 1.0))
     >>> def guide():
-    ...     numpyro.sample("w", dist.Normal(0.0, 0.3))
+    ...     numpyro.sample("w", dist.Normal(0.0, 0.1))
     >>> found = check_guide(jax.random.key(0), model, guide, {})
     >>> found.verdict, found.pareto_k > 0.7
     ('far', True)
