@@ -21,9 +21,9 @@ class GradientComparison(xr.Dataset):
 
     Notes
     -----
-    By ``estimator`` and ``point``, and those marked * by ``coordinate`` too:
+    By ``estimator`` and ``point``, and those marked † by ``coordinate`` too:
 
-    - ``bias`` *, ``standard_error`` *, ``z`` * (corrected for skewness), ``p_adjusted`` * and ``p_joint`` (Holm's); ``p_value``,
+    - ``bias`` †, ``standard_error`` †, ``z`` † (corrected for skewness), ``p_adjusted`` † and ``p_joint`` (Holm's); ``p_value``,
       the smallest of them;
     - ``bias_bound``: with the given confidence no coordinate's bias is larger, as a fraction of the largest entry of
       the reference. A bias up to it would have gone unseen;
@@ -34,10 +34,10 @@ class GradientComparison(xr.Dataset):
     - ``relative_bias``, the norm of the bias (debiased) over that of the reference, with ``_lower`` and ``_upper``, which
       hold for all estimators and points together; ``cosine`` of
       the mean and the reference; ``mse``, squared bias plus variance of one call;
-    - ``variance``, summed over the coordinates, with ``variance_lower`` and ``variance_upper``; ``variance_by_coordinate`` *;
+    - ``variance``, summed over the coordinates, with ``variance_lower`` and ``variance_upper``; ``variance_by_coordinate`` †;
       ``variance_ratio`` to the first estimator, with its ends (paired bootstrap); ``kurtosis``; ``trustworthy``, whether the
       interval is, and ``repeats_for_variance`` that would bring its standard error to 5%;
-    - ``snr`` *, absolute value of the reference over the standard deviation of one call; ``snr_median``;
+    - ``snr`` †, absolute value of the reference over the standard deviation of one call; ``snr_median``;
     - ``repeats`` taken, ``repeats_needed`` by the pilot's judgement;
     - ``datum_gradients`` of a call, ``value_evaluations`` and ``derivative_evaluations``; ``seconds``, and ``time_ratio`` to the
       first estimator with its range (by estimator);
@@ -45,7 +45,7 @@ class GradientComparison(xr.Dataset):
       gradient, value, derivative or second buys. The smaller the better; NaN where none is needed;
     - ``variance_data`` and ``variance_sampling`` with their ends, if asked for.
 
-    By ``point``: ``reference`` *, and ``rounding_variance``: a variance below it is rounding, not noise.
+    By ``point``: ``reference`` †, and ``rounding_variance``: a variance below it is rounding, not noise.
     """
 
     __slots__ = ()
