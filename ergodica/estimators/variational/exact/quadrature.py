@@ -56,8 +56,9 @@ def from_normals(fn: Distribution, normals: Array) -> Any:
 def number_nodes(fn: Distribution, shape: tuple[int, ...], num_nodes: int) -> tuple[Array, Array]:
     r"""Nodes (M, \*shape) for each element of a law that `is_number`, and logarithms of their weights without the density.
 
-    The mean of a function is :math:`\sum_j W_j\, q(x_j)\, f(x_j)`. Nodes are held still, so that the derivative by parameters is
-    that of the density and of the function: no reparameterisation is needed.
+    The mean of a function is :math:`\sum_j W_j\, q(x_j)\, f(x_j)`. Nodes are held still in unconstrained space, so that the
+    derivative by parameters is that of the density and of the function: no reparameterisation is needed. They move with a support
+    that parameters move, as of a uniform law.
 
     In unconstrained space :math:`y`, with :math:`y = c + s \sinh u` and :math:`c`, :math:`s` the median and half the range of
     the quartiles, the trapezoidal rule in :math:`u` covers all that is above rounding. Its error falls exponentially with ``M``
@@ -98,10 +99,10 @@ def number_nodes(fn: Distribution, shape: tuple[int, ...], num_nodes: int) -> tu
     low = jnp.min(jnp.where(kept, u, jnp.inf), axis=0) - step
     high = jnp.max(jnp.where(kept, u, -jnp.inf), axis=0) + step
     u = line(low, high, num_nodes)
-    y = centre + scale * jnp.sinh(u)
-    x = to_support(y)
     widths = jnp.log((high - low) / (num_nodes - 1)) + jnp.log(scale * jnp.cosh(u))
-    return jax.lax.stop_gradient((x, widths + to_support.log_abs_det_jacobian(y, x)))
+    y, widths = jax.lax.stop_gradient((centre + scale * jnp.sinh(u), widths))
+    x = to_support(y)
+    return x, widths + to_support.log_abs_det_jacobian(y, x)
 
 
 def mixture_nodes(fn: Distribution, shape: tuple[int, ...], num_nodes: int) -> tuple[Array, Array]:
