@@ -70,7 +70,8 @@ def implicit_value(fn: Distribution, value: Array) -> Array:
     Notes
     -----
     Cost: density, distribution function and their derivatives for all components at all elements, and a scan over the elements of
-    one draw. Where the density is 0 or not finite, at values that were rounded to an end of the support, the derivative is 0.
+    one draw. Where the density is 0 or not finite, at values that were rounded to an end of the support, the derivative is 0;
+    if so for all components, the element says nothing of the weights at those after it.
     """
     mixture, value = base(fn), jax.lax.stop_gradient(value)
     num_event = len(mixture.event_shape)
@@ -111,7 +112,9 @@ def mixture_value(log_weights: Array, at: Components, z: Array) -> Array:
         regular = (density > 0) & jnp.isfinite(density)
         per_mass = jax.lax.stop_gradient(jnp.where(regular, 1 / jnp.where(regular, density, 1), 0))
         moves = -(mean - jax.lax.stop_gradient(mean)) * per_mass
-        return log_w + log_density + slope * moves[..., None], x + moves
+        after = log_w + log_density + slope * moves[..., None]
+        possible = jnp.any(after > -jnp.inf, axis=-1, keepdims=True)
+        return jnp.where(possible, after, log_w), x + moves
 
     elements_first = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (at, z))
     return jnp.moveaxis(jax.lax.scan(element, log_weights, elements_first)[1], 0, -1)
