@@ -20,7 +20,7 @@ from ergodica.estimators.variational.exact.quadrature import (
     number_nodes,
 )
 from ergodica.estimators.variational.facts import SiteError, base, list_support, unmasked
-from ergodica.estimators.variational.lanes import common_plates
+from ergodica.estimators.variational.objectives.weighted import enclosing_plates
 from ergodica.estimators.variational.structure import Program, Structure, inspect
 
 MOST_VALUES = 2**16
@@ -92,11 +92,7 @@ def make_grid(program: Program, params: dict, num_nodes: int) -> Grid:
         else:
             axes[name] = Axis(kind, site.batch_shape + site.event_shape, num_nodes * factor)
     _check_size(axes)
-    plates = list(structure.plates.values())
-    common = list(plates[0]) if plates else []
-    for other in plates[1:]:
-        common = common_plates(common, other)
-    grid = Grid(axes, tuple(sorted(p.dim for p in common)))
+    grid = Grid(axes, tuple(sorted(p.dim for p in enclosing_plates(structure))))
     if grid.size > MOST_POINTS:
         raise GridError(
             f"The grid would have {grid.size:,} points, and {MOST_POINTS:,} are the most: fewer latent variables, or fewer "
