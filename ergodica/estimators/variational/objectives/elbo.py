@@ -44,7 +44,7 @@ class ELBO(AbstractObjective):
     -----
     With `Score` at every site that NumPyro cannot reparameterise, the gradient is that of ``numpyro.infer.TraceGraph_ELBO``,
     number by number, apart from what is wrong there: under a subsampled plate NumPyro multiplies the score function by the
-    plate's scale     twice. Subsamples are shared by all particles of a step.
+    plate's scale twice. Subsamples are shared by all particles of a step.
 
     The loss is the negative ELBO's estimate; nothing is added to its value. Cost: ``num_particles`` runs of model and guide
     times the branches of enumerated sites, and their derivative.
