@@ -21,8 +21,9 @@ class Reparam(AbstractSiteEstimator):
         z = T_\theta(\varepsilon)
 
     With ``stl=True`` the site's own :math:`-\log q_\theta(z)` is differentiated through :math:`z` alone, the parameters held:
-    what is left out, :math:`\nabla_\theta \log q_\theta(z)` at fixed :math:`z`, has mean zero. Under
-    `ergodica.estimators.IWELBO` it is the doubly reparameterised gradient, with squared weights.
+    what is left out, :math:`\nabla_\theta \log q_\theta(z)` at fixed :math:`z`, has mean zero, unless the support moves with the
+    parameters, as that of ``Uniform(0, theta)`` does (not checked). Under `ergodica.estimators.IWELBO` it is the doubly
+    reparameterised gradient, with squared weights.
 
     Parameters
     ----------

@@ -49,7 +49,8 @@ class Score(AbstractSiteEstimator):
 
     Notes
     -----
-    Right at any site and for any model. Cost: one run of the program.
+    Right for any model, at any site whose support does not move with the parameters. That of ``Uniform(0, theta)`` does, and what
+    flows over its end is missing here; nothing checks it. Cost: one run of the program.
 
     When not to use it: without a baseline the variance grows with the square of the cost, which at an ELBO is far from zero:
     `LeaveOneOut` removes that for the price of a second particle.
