@@ -114,7 +114,9 @@ def make_loss(kind: str, name: str, num_particles: int, program: Any, params: di
     if kind == "stl":
         moving = [n for n, site in sites.items() if site.reparameterised and not site.delta]
         if not moving:
-            raise CallError("--estimator stl sticks the landing at sites that can be reparameterised, and the guide has none.")
+            raise CallError(
+                "--estimator stl sticks the landing at sites that can be reparameterised, and the guide has none."
+            )
         return estimators.ELBO(num_particles, dict.fromkeys(moving, estimators.Reparam(stl=True)))
     chosen = hard or [n for n, site in sites.items() if not site.delta]
     return estimators.ELBO(num_particles, dict.fromkeys(chosen, getattr(estimators, SITES[kind])()))
