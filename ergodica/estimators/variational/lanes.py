@@ -132,9 +132,18 @@ def downstream_cost(lanes: Lanes, name: str, terms: Mapping[str, Array]) -> Arra
     total = jnp.zeros((1,) * (lanes.lead + lanes.structure.rank), jnp.result_type(float))
     for term in site.terms:
         x = lanes.weigh(term, lanes.on_branches(term, terms[term], name), without=name)
-        x = lanes.sum_to(x, lanes.structure.plates[term], site.plates)
+        x = lanes.sum_to(x, lanes.structure.plates[term], separate_plates(lanes.structure, name, term))
         total = total + lanes.sum_branches(x, keep)
     return total
+
+
+def separate_plates(structure: Structure, name: str, term: str) -> list[Plate]:
+    """Plates of a site along which each element of a term depends on its own element of the site alone.
+
+    Not those that a site in between is outside of: it takes in all elements, and hands them on to each.
+    """
+    between = [s for s in structure.sites.values() if s.name in structure.upstream[term] and name in s.upstream]
+    return [p for p in structure.sites[name].plates if all(common_plates([p], s.plates) for s in between)]
 
 
 def own_branches(lanes: Lanes, name: str) -> frozenset[str]:

@@ -55,8 +55,9 @@ class Score(AbstractSiteEstimator):
     When not to use it: without a baseline the variance grows with the square of the cost, which at an ELBO is far from zero:
     `LeaveOneOut` removes that for the price of a second particle.
 
-    Elements of a plate are taken to be independent given what is outside of it, as NumPyro defines plates. A program that mixes
-    them inside the plate by hand (a sum over the plate that goes into each element) breaks that, and cannot be seen.
+    Elements of a plate are taken to be independent given what is outside of it, as NumPyro defines plates; what a site outside
+    that depends on them hands back to each is counted. A program that mixes them by hand (a sum over the plate that goes into
+    each element) breaks that, and cannot be seen.
 
     References
     ----------
