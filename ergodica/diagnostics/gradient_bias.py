@@ -68,6 +68,19 @@ class Tested(NamedTuple):
     joint: float
 
 
+def without_own_share(errors: Errors, target: Target, name: str) -> Errors:
+    """Bias against the other means in a pooled target: of its own bias a mean shows only the share that is not its own weight.
+
+    Unchanged where the target does not contain the estimator's mean, or nothing else.
+    """
+    weight = target.weights.get(name)
+    if weight is None or np.all(weight == 1):
+        return errors
+    others = np.maximum(1 - weight, np.finfo(float).eps)
+    rows = None if errors.rows is None else errors.rows / others
+    return Errors(errors.bias / others, rows, errors.rounding / others)
+
+
 class Size(NamedTuple):
     """How large the bias is: fractions of the norm of the reference, with an interval; mean squared error; cosine."""
 

@@ -13,6 +13,7 @@ from ergodica.diagnostics.gradient_bias import (
     largest_bias,
     look_for_bias,
     size_of_bias,
+    without_own_share,
 )
 from ergodica.diagnostics.gradient_statistics import (
     Replicates,
@@ -71,6 +72,7 @@ def _judge_cell(
 ) -> dict[str, Any]:
     """Verdict, bound, control and size of the bias of one estimator at one point."""
     target, tolerance = cell.target, settings.bias_tolerance
+    errors = without_own_share(errors, target, name)
     bounds, scale = largest_bias(errors, level), float(np.max(np.abs(target.gradient)))
     bound = float(np.max(bounds))
     relative = bound / scale if scale > 0 else (0.0 if bound == 0 else np.inf)

@@ -9,7 +9,7 @@ import numpy as np
 from ergodica.core import check, rng, tree
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.types import Key, PyTree
-from ergodica.diagnostics.gradient_bias import MOST_JOINT, Target, errors_of
+from ergodica.diagnostics.gradient_bias import MOST_JOINT, Target, errors_of, without_own_share
 from ergodica.diagnostics.gradient_reference import choose_reference, target_of
 from ergodica.diagnostics.gradient_repeats import PILOT, in_lots, repeats_needed
 from ergodica.diagnostics.gradient_replicates import join, replicate, variance_parts
@@ -219,7 +219,7 @@ def _needed(replicates: dict[str, Replicates], target: Target, settings: Setting
     level = (1 - settings.confidence) / num_tests
     return {
         name: repeats_needed(
-            errors_of(name, replicates, target),
+            without_own_share(errors_of(name, replicates, target), target, name),
             summarise(r, settings.confidence),
             target.gradient,
             level,

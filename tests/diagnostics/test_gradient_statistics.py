@@ -13,6 +13,7 @@ from ergodica.diagnostics.gradient_bias import (
     largest_bias,
     look_for_bias,
     size_of_bias,
+    without_own_share,
 )
 from ergodica.diagnostics.gradient_judgement import judge
 from ergodica.diagnostics.gradient_repeats import PILOT, in_lots, repeats_needed
@@ -207,3 +208,23 @@ def test_signal_to_noise():
     snr = signal_to_noise(np.array([3.0, 1.0]), Replicates(x, np.nan))
     np.testing.assert_allclose(snr[0], 1.5, rtol=0.05)
     assert np.isinf(snr[1])
+
+
+def test_a_mean_that_makes_most_of_the_pool_is_held_against_the_others():
+    """The mutant: of a bias, a pool that is nearly all the estimator's own shows a hundredth."""
+    generator = np.random.default_rng(3)
+    good = generator.normal(0.0, 10.0, (4000, 2))
+    biased = 1.0 + generator.normal(0.0, 1.0, (4000, 2))
+    replicates = {"biased": Replicates(biased, 1.0), "good": Replicates(good, 1.0)}
+    weights = {"biased": np.full(2, 0.99), "good": np.full(2, 0.01)}
+    pooled = 0.99 * biased.mean(axis=0) + 0.01 * good.mean(axis=0)
+    target = Target(pooled, np.zeros(2), weights)
+    shown = errors_of("biased", replicates, target)
+    own = without_own_share(shown, target, "biased")
+    difference = biased.mean(axis=0) - good.mean(axis=0)
+    np.testing.assert_allclose(own.bias, difference, rtol=1e-8)
+    assert (np.abs(shown.bias) < 0.02 * np.abs(difference)).all()
+    np.testing.assert_allclose(own.standard_error, 100 * shown.standard_error, rtol=1e-10)
+    assert (largest_bias(own, 0.01) > 0.9).all()
+    alone = Target(pooled, np.zeros(2), {"good": np.ones(2)})
+    assert without_own_share(shown, alone, "biased") is shown

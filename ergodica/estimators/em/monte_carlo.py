@@ -38,7 +38,8 @@ class MonteCarloEM(AbstractGradientEstimator):
         ``prior(params, rows)``: the law of the latents of n rows, such as a NumPyro distribution of batch shape (n,).
     log_likelihood : callable
         ``log_likelihood(params, latents, rows) -> (n,)``: :math:`\log c`. For answers that are right or wrong it is 0 or
-        minus infinity.
+        minus infinity. Its derivative must be finite there too: ``jnp.where(right, log_p, -jnp.inf)``, not
+        ``jnp.log(jnp.where(right, p, 0.0))``.
     data : pytree of arrays
         One row a datum along the leading axis.
     batch_size : int, optional

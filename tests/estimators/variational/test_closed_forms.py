@@ -11,6 +11,8 @@ import numpyro.distributions as dist
 import pytest
 
 from ergodica.estimators import Enumerate, LeaveOneOut, Reparam, Score, expectation_gradient
+from ergodica.estimators.variational.objectives.wake_sleep import normalised_weights
+from ergodica.estimators.variational.sites.score import finite_baseline, vimco_baseline
 
 pytestmark = pytest.mark.usefixtures("numpyro_promotion", "x64")
 
@@ -206,3 +208,17 @@ def test_leave_one_out_of_two_by_hand():
     scores, costs = draws - jax.nn.sigmoid(phi), (draws - P0) ** 2
     by_hand = 0.5 * (costs[0] - costs[1]) * (scores[0] - scores[1])
     np.testing.assert_allclose(estimate(key, phi), by_hand, rtol=1e-12)
+
+
+def test_baselines_of_particles_that_are_impossible():
+    """Weights of zero have no logarithm; a baseline made of them is a number all the same."""
+    log_weights = jnp.array([-jnp.inf, 0.5, 1.5])
+    e = jnp.exp(log_weights)
+    fill = jnp.array([jnp.exp((0.5 + 1.5) / 2), 0.0, 0.0])
+    expected = jnp.log((e.sum() - e + fill) / 3)
+    np.testing.assert_allclose(vimco_baseline(log_weights), expected, rtol=1e-12)
+    alone = vimco_baseline(jnp.array([1.0, -jnp.inf, -jnp.inf]))
+    np.testing.assert_array_equal(jnp.isfinite(alone), [False, True, True])
+    assert jnp.isfinite(finite_baseline(alone)).all()
+    shares = normalised_weights(jnp.array([[0.0, -jnp.inf], [jnp.log(3.0), -jnp.inf]]))
+    np.testing.assert_allclose(shares, [[0.25, 0.0], [0.75, 0.0]], rtol=1e-12)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 from ergodica.core import tree
@@ -321,3 +323,33 @@ def test_score_function_gradient_of_a_nonlinear_program():
     exact = tree.ravel(jax.jit(jax.grad(lambda p: exact_renyi(0.5, case, p)))(case.params))
     replicates = gradients(ProgrammedObjective(renyi(0.5), 2, {"*": LeaveOneOut()}), case, 12_000)
     assert_mean(replicates, np.asarray(exact), smallest_error=0.6)
+
+
+def test_a_multiple_by_a_weight_joins_the_elements_of_a_plate():
+    """A weight depends on all elements: enumerating each for itself would see two of the four values only."""
+    x = jnp.array([0.3, 1.2])
+
+    def model():
+        with numpyro.plate("data", 2):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(1.0 * z, 1.0), obs=x)
+
+    def guide():
+        with numpyro.plate("data", 2):
+            numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("logits", jnp.array([0.4, -1.0]))))
+
+    def weighted(model, guide):
+        z, log_q = guide.sample()
+        return log_q * jnp.exp(model.log_density(z) - log_q)
+
+    def exact(params):
+        p = jax.nn.sigmoid(params["logits"])
+        values = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        log_q = jnp.sum(jnp.where(values == 1, jnp.log(p), jnp.log1p(-p)), axis=1)
+        log_p = jnp.sum(jnp.log(0.5) + dist.Normal(values, 1.0).log_prob(x), axis=1)
+        return jnp.sum(jnp.exp(log_p) * log_q)
+
+    params = {"logits": jnp.array([0.4, -1.0])}
+    loss = ProgrammedObjective(weighted, sites=ALL)
+    found = jax.value_and_grad(lambda p: -loss.loss(jax.random.key(0), p, model, guide))(params)
+    assert_same(found, jax.value_and_grad(exact)(params))

@@ -70,13 +70,19 @@ class AbstractWakePhase(AbstractWeighted):
     def combine(self, run: Run) -> Array:
         """The importance-weighted bound's value, with the derivatives of the phases."""
         log_weights, scale = self.weights(run)
-        normalised = jax.lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
+        normalised = jax.lax.stop_gradient(normalised_weights(log_weights))
         own = {GUIDE.format(name) for name in run.structure.sites}
         guide = {term: x for term, x in run.particles.terms.items() if term in own}
         model = {term: x for term, x in run.particles.terms.items() if term not in own}
         up, down = (only_gradient(weigh(normalised, self._reduce(run, terms))) for terms in (model, guide))
         bound = jnp.sum(jax.nn.logsumexp(log_weights, axis=0) - jnp.log(self.num_particles))
         return jax.lax.stop_gradient(scale * bound) + scale * (up - self.wake_share * down)
+
+
+def normalised_weights(log_weights: Array) -> Array:
+    """Shares of the particles in the sum of the weights; 0 where all weights are 0, so that nothing is learned from them."""
+    possible = jnp.any(log_weights > -jnp.inf, axis=0, keepdims=True)
+    return jnp.where(possible, jax.nn.softmax(jnp.where(possible, log_weights, 0.0), axis=0), 0.0)
 
 
 class ForwardKL(AbstractWakePhase):

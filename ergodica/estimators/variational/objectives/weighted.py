@@ -13,7 +13,7 @@ from ergodica.estimators.variational.objectives.objective import AbstractObjecti
 from ergodica.estimators.variational.particles import Run
 from ergodica.estimators.variational.run import Estimators
 from ergodica.estimators.variational.site import only_gradient
-from ergodica.estimators.variational.sites.score import leave_one_out_logsumexp
+from ergodica.estimators.variational.sites.score import finite_baseline, leave_one_out_logsumexp
 from ergodica.estimators.variational.structure import GUIDE, Plate, Program, Structure
 
 
@@ -66,7 +66,7 @@ class AbstractWeighted(AbstractObjective):
         cost = scale * (jnp.logaddexp(rest, own) - jnp.log(self.num_particles))
         if self.num_particles == 1:
             return cost, None
-        return cost, jax.lax.stop_gradient(scale * (rest - jnp.log(self.num_particles - 1)))
+        return cost, jax.lax.stop_gradient(scale * finite_baseline(rest - jnp.log(self.num_particles - 1)))
 
     def weights(self, run: Run) -> tuple[Array, Any]:
         """Logarithms of the powers of the weights for each element of the common plates, and what their bound is scaled by."""

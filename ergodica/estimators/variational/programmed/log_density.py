@@ -36,9 +36,11 @@ class Origin(NamedTuple):
 class LogDensity:
     """A log density, or a sum of multiples of some: a number that keeps its parts apart.
 
-    Sums, differences and multiples by numbers are sums of parts again, each in its plates. An objective that returns one has
-    the cost of each draw reduced to the parts that depend on it, element by element along plates. Everything else makes a number
-    of it: ``jnp.exp``, ``jnp.logaddexp``, ``jnp.stack`` and the like take it as it is, and ``jnp.asarray`` says so explicitly.
+    Sums, differences and multiples by Python's numbers and constant arrays are sums of parts again, each in its plates. An
+    objective that returns one has the cost of each draw reduced to the parts that depend on it, element by element along plates.
+    A multiple by a value of the run, such as a weight, makes a number of it, since that value may depend on any draw. So does
+    everything else: ``jnp.exp``, ``jnp.logaddexp``, ``jnp.stack`` and the like take it as it is, and ``jnp.asarray`` says so
+    explicitly.
 
     Parameters
     ----------
@@ -97,12 +99,12 @@ class LogDensity:
         return LogDensity([-value for value in self.values], self.origins)
 
     def __mul__(self, other: Any) -> Any:
-        if isinstance(other, LogDensity) or jnp.ndim(other) > 0:
+        if _may_depend_on_draws(other):
             return jnp.asarray(self) * jnp.asarray(other)
         return LogDensity([value * jnp.asarray(other, value.dtype) for value in self.values], self.origins)
 
     def __truediv__(self, other: Any) -> Any:
-        if isinstance(other, LogDensity) or jnp.ndim(other) > 0:
+        if _may_depend_on_draws(other):
             return jnp.asarray(self) / jnp.asarray(other)
         return LogDensity([value / jnp.asarray(other, value.dtype) for value in self.values], self.origins)
 
@@ -124,6 +126,11 @@ class LogDensity:
     def tree_unflatten(cls, origins: tuple, values: tuple) -> "LogDensity":
         """The inverse of `tree_flatten`."""
         return cls(values, origins)
+
+
+def _may_depend_on_draws(factor: Any) -> bool:
+    """Whether a factor joins the elements of plates: a value of the run, or anything but a number."""
+    return isinstance(factor, LogDensity | jax.core.Tracer) or jnp.ndim(factor) > 0
 
 
 def _summed(value: Any, rank: int) -> Array:

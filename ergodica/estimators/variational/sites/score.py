@@ -17,6 +17,11 @@ def leave_one_out_mean(x: Array) -> Array:
     return (jnp.sum(x, axis=0, keepdims=True) - x) / (x.shape[0] - 1)
 
 
+def finite_baseline(x: Array) -> Array:
+    """A baseline of the other particles; 0 where all of them have weight 0, and its logarithm is no number."""
+    return jnp.where(jnp.isneginf(x), 0.0, x)
+
+
 def leave_one_out_logsumexp(x: Array) -> Array:
     r""":math:`\log\sum_{j\ne k} e^{x_j}` along the leading axis, without subtraction: sums from both ends."""
     below = jax.lax.cumlogsumexp(x, axis=0)
@@ -30,7 +35,9 @@ def vimco_baseline(log_weights: Array) -> Array:
 
     .. math:: \hat L_{-k} = \log \frac1K \Big( \sum_{j \ne k} w_j + \exp \tfrac{1}{K-1} \sum_{j\ne k} \log w_j \Big)
     """
-    fill_in = leave_one_out_mean(log_weights)
+    impossible = jnp.isneginf(log_weights)
+    others_impossible = leave_one_out_mean(impossible.astype(log_weights.dtype)) > 0
+    fill_in = jnp.where(others_impossible, -jnp.inf, leave_one_out_mean(jnp.where(impossible, 0.0, log_weights)))
     return jnp.logaddexp(leave_one_out_logsumexp(log_weights), fill_in) - jnp.log(log_weights.shape[0])
 
 
@@ -205,7 +212,7 @@ class VIMCO(AbstractSiteEstimator):
     def surrogate(self, site: Site, downstream: Downstream) -> Array:  # noqa: ARG002
         """Score times the bound less that without the particle."""
         assert downstream.log_weights is not None
-        without = downstream.scale * vimco_baseline(downstream.log_weights)
+        without = downstream.scale * finite_baseline(vimco_baseline(downstream.log_weights))
         return score_surrogate(downstream.log_prob, downstream.cost - without)
 
 
