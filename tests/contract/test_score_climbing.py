@@ -119,6 +119,7 @@ def test_no_key_is_used_twice(row):
 
 
 @one_row
+@pytest.mark.swept_after(1)
 def test_goes_into_svi(row):
     """Parameters and chains move; without the declaration SVI is told what to do; probes leave the chains alone."""
     case, loss = program(), row.make()

@@ -58,6 +58,7 @@ run = jax.jit(calls)
 
 
 @every_site
+@pytest.mark.swept_after(10)
 def test_keys_decide(row):
     case = case_of(row)
     estimator, keys = gradient_of(row, case), jax.random.split(jax.random.key(1), 2)
@@ -75,6 +76,7 @@ def test_mapped_equals_single(row):
 
 
 @some_sites
+@pytest.mark.swept_after(2)
 def test_scan_equals_eager_loop(row):
     case = case_of(row)
     estimator = gradient_of(row, case)
@@ -130,6 +132,7 @@ def test_double_precision_and_unbiased(row):
 
 
 @every_site
+@pytest.mark.swept_after(8)
 def test_one_trace_serves_all_data_of_one_shape(row):
     """Data are arguments of the compiled program: neither constants of it nor a part of its structure."""
     counter = Counter()

@@ -81,6 +81,7 @@ def check_elbo(loss, name, num_repeats=12_000, smallest_error=0.35):
 
 
 @pytest.mark.parametrize(("name", "label"), marked(ALL, FAST))
+@pytest.mark.swept_after(1)
 def test_elbo(name, label):
     """Sees an error of 35% of the largest entry, and far less where sites are enumerated."""
     check_elbo(ELBO(2, sites_of(name)[label]), name)
@@ -101,6 +102,7 @@ def test_iwelbo(name, label):
         *(pytest.param(n, k, marks=pytest.mark.sweep) for n in ("plated", "nested", "mixed-chain") for k in (1, 2)),
     ],
 )
+@pytest.mark.swept_after(1)
 def test_without_baselines_it_is_tracegraph_to_rounding(name, num_particles):
     case = CASES[name]()
     discrete = dict.fromkeys([GLOBAL[name], LOCAL[name]], Score())
@@ -114,6 +116,7 @@ def test_without_baselines_it_is_tracegraph_to_rounding(name, num_particles):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11), ours, theirs)
 
 
+@pytest.mark.sweep
 def test_one_particle_of_iwelbo_is_elbo():
     case = CASES["mixed"]()
     sites = {"z": Score(), "c": Score(), "w": STL}
@@ -181,6 +184,7 @@ class Unweighted(AbstractSiteEstimator):
 
 
 @pytest.mark.parametrize("mutant", [WithOwnParticle(), WrongSign(), Unweighted()], ids=lambda m: type(m).__name__)
+@pytest.mark.swept_after(2)
 def test_mutants_are_rejected(mutant):
     case = CASES["plated"]()
     replicates, exact = gradients(ELBO(2, {"c": mutant}), case, 4_000), exact_gradient(CASES["plated"], exact_elbo)
@@ -207,11 +211,13 @@ def test_weights_must_be_squared_at_doubly_reparameterised_sites():
 @pytest.mark.parametrize(
     ("loss", "exact"), [(Trace_ELBO(2), exact_elbo), (RenyiELBO(0, 2), exact_iwelbo)], ids=["Trace_ELBO", "RenyiELBO"]
 )
+@pytest.mark.swept_after(1)
 def test_numpyros_gradients_of_discrete_guides_are_found_wrong(loss, exact):
     replicates = gradients(loss, CASES["plated"](), 4_000)
     assert np.max(np.abs(z_scores(replicates, exact_gradient(CASES["plated"], exact)))) > REJECTION
 
 
+@pytest.mark.sweep
 def test_comparison_of_gradients_says_so():
     """`compare_gradients` against the exact gradient: ours unbiased, NumPyro's loss for continuous guides biased."""
     case = CASES["plated"]()

@@ -107,6 +107,7 @@ def test_biased_sites_are_flagged_and_measured():
     assert table.derivative_evaluations.sel(estimator="straight").item() == 8
 
 
+@pytest.mark.sweep
 def test_equal_budgets():
     """Particles are chosen so that all run the program as often, twice for each of the enumerated bit's."""
     estimators = gradients(

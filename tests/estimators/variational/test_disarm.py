@@ -73,6 +73,7 @@ class Unpaired(erg.estimators.DisARM):
         pytest.param("discrete", erg.estimators.IWELBO, ("z", "b"), False, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.swept_after(1)
 def test_programs_against_enumeration(name, objective, sites, coupled):
     """Bits outside of plates and in them; an error of 30% of the largest entry would be seen."""
     loss = objective(2, {site: erg.estimators.DisARM(coupled) for site in sites})

@@ -93,6 +93,7 @@ def gaussian_for_rayleigh(key, fn, x):
     return [first._replace(value=fn.loc + fn.scale * n), second._replace(value=fn.loc - fn.scale * n), third]
 
 
+@pytest.mark.sweep
 def test_every_law_has_the_derivative_of_its_mean():
     """Against enumeration or quadrature; an error of 15% of the largest derivative would be seen."""
     assert set(FAMILIES) == set(LAWS)
@@ -173,6 +174,7 @@ class AllAtOnce(erg.estimators.AbstractSiteEstimator):
         pytest.param("discrete", erg.estimators.IWELBO, ("z", "b"), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.sweep
 def test_programs_with_joint_and_nested_elements(name, objective, sites):
     """Against enumeration times quadrature; an error of 20% of the largest entry would be seen."""
     loss = objective(2, {site: erg.estimators.MeasureValued() for site in sites})

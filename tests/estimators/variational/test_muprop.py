@@ -59,6 +59,7 @@ def test_estimates_on_one_bit_are_those_of_the_formula():
         pytest.param("discrete", erg.estimators.IWELBO, ("b",), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.sweep
 def test_programs_against_enumeration(name, objective, sites):
     """Joint bits, bits in plates, laws that depend on other sites; an error of 30% of the largest entry would be seen."""
     loss = objective(2, {site: erg.estimators.MuProp() for site in sites})

@@ -42,6 +42,7 @@ AUTOGUIDES = ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "Aut
 @pytest.mark.parametrize(
     "name", [n if n == "AutoNormal" else pytest.param(n, marks=pytest.mark.sweep) for n in AUTOGUIDES]
 )
+@pytest.mark.swept_after(1)
 def test_autoguides_untouched(name):
     """By rule it is NumPyro's own reparameterised gradient, number by number."""
     guide = getattr(autoguide, name)(_regression)
@@ -57,6 +58,7 @@ def test_autoguides_untouched(name):
 
 
 @pytest.mark.parametrize("name", ["AutoNormal", pytest.param("AutoDiagonalNormal", marks=pytest.mark.sweep)])
+@pytest.mark.swept_after(1)
 def test_sticking_the_landing_with_autoguides_is_unbiased(name):
     """The difference to the plain gradient, on common random numbers. Sees 10% of the largest entry."""
     guide = getattr(autoguide, name)(_regression)
@@ -72,6 +74,7 @@ def test_sticking_the_landing_with_autoguides_is_unbiased(name):
     assert 5 * np.max(difference.std(axis=0)) / np.sqrt(len(plain)) < 0.1 * np.max(np.abs(plain.mean(axis=0)))
 
 
+@pytest.mark.sweep
 def test_moving_average_follows_its_recursion():
     """Two plated elements with costs of their own, three steps by hand."""
     case, decay = CASES["plated"](), 0.8

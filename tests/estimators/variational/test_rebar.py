@@ -195,6 +195,7 @@ def test_programs_against_enumeration(name, objective, sites):
     assert_mean(gradients(loss, case, 6_000), exact_gradient(CASES[name], make_exact), smallest_error=0.3)
 
 
+@pytest.mark.sweep
 def test_one_hot_vectors_in_a_plate():
     """An error of 20% of the largest entry would be seen."""
     case, exact = one_hot_program()

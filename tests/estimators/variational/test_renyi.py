@@ -161,6 +161,7 @@ def exact_local(logits, alpha):
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.sweep)])
+@pytest.mark.swept_after(1)
 def test_common_plates_have_a_bound_for_each_element(size):
     """Subsampled or whole, against the whole plate. Sees 20% of the largest entry."""
     found = gradients(RenyiBound(-0.5, 2), local_program(size), 12_000)
@@ -227,6 +228,7 @@ def test_mutants_are_rejected(mutant, name, sites):
     assert np.max(np.abs(z_scores(found, exact_gradient(CASES[name], exact_renyi(-1.0))))) > REJECTION
 
 
+@pytest.mark.sweep
 def test_comparison_finds_numpyros_bound_wrong_for_a_discrete_guide():
     """`compare_gradients` against the exact gradient: here unbiased, and NumPyro's biased, with a sign of it reversed."""
     case = CASES["plated"]()

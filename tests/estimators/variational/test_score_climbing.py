@@ -101,6 +101,7 @@ def at_rest(loss, size, num_repeats=30_000):
     ],
     ids=["MSC-batch", "JSA-batch", "MSC-state", "JSA-mapped"],
 )
+@pytest.mark.swept_after(1)
 def test_unbiased_at_rest_and_states_keep_their_law(loss, size):
     """Of evidence and inclusive divergence at once, over all the data; an error of 15% of the largest would be seen."""
     found, exact = at_rest(loss, size)

@@ -115,6 +115,7 @@ def test_probabilities_of_sets_sum_to_one():
         pytest.param("nested", {"r": 4, "e": 2}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.swept_after(1)
 def test_full_sets_are_enumeration_number_by_number(name, sizes):
     """Value, and gradient by all parameters, of sites with plates, joint elements, and others downstream."""
     case = CASES[name]()
@@ -145,6 +146,7 @@ def test_full_sets_are_enumeration_number_by_number(name, sizes):
         ),
     ],
 )
+@pytest.mark.swept_after(1)
 def test_programs_against_enumeration(name, sites):
     """Against enumeration times quadrature; an error of 30% of the largest entry would be seen."""
     found = gradients(ELBO(2, sites), CASES[name](), 6_000)

@@ -264,6 +264,7 @@ def exact_guide(params, **kwargs):
 
 
 @pytest.mark.parametrize("masked", [False, pytest.param(True, marks=pytest.mark.sweep)])
+@pytest.mark.swept_after(1)
 def test_sleep_phase_against_enumeration(masked):
     """Over all latents and data, with the model's gradient beside it: IWELBO's. Sees 10% of the largest entry."""
     case = dreamer(masked=masked)
