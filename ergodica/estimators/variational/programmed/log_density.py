@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 VALUE = "value"
@@ -130,7 +131,7 @@ class LogDensity:
 
 def _may_depend_on_draws(factor: Any) -> bool:
     """Whether a factor joins the elements of plates: a value of the run, or anything but a number."""
-    return isinstance(factor, LogDensity | jax.core.Tracer) or jnp.ndim(factor) > 0
+    return isinstance(factor, LogDensity | Tracer) or jnp.ndim(factor) > 0
 
 
 def _summed(value: Any, rank: int) -> Array:
