@@ -58,7 +58,7 @@ class ProgrammedObjective(AbstractObjective):
     ------
     ValueError
         If the objective returns no scalar or draws nothing; if values lack a site or name one too many; for subsampled plates,
-        unless the objective is a sum of multiples of log densities.
+        unless the objective is a sum of multiples of log densities by constants.
     SiteError
         Where an estimator cannot be right at a site.
 
@@ -68,8 +68,8 @@ class ProgrammedObjective(AbstractObjective):
     itself, which counts the parameters in its log densities. ``jax.lax.stop_gradient`` stops what flows through a number, not
     what flows through the law of a draw: to hold that too (wake-sleep, forward KL), draw from ``guide.held``.
 
-    Log densities keep their parts apart under sums and multiples, so that each draw has the cost of the parts that depend on
-    it, in its plates; a program for the ELBO is the ELBO, number by number. After any other function (``jnp.logaddexp``,
+    Log densities keep their parts apart under sums and multiples by constants, so that each draw has the cost of the parts that
+    depend on it, in its plates; a program for the ELBO is the ELBO, number by number. After any other function (``jnp.logaddexp``,
     ``jnp.stack``) they are one number, on which all draws depend.
 
     Call ``sample`` in plain Python. Under ``jax.vmap`` or ``jax.lax.scan`` all draws would be the same one. ``log_density``
