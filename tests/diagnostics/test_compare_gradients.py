@@ -133,6 +133,7 @@ def test_exact_estimators_are_compared_up_to_rounding(regression):
 
 @pytest.mark.parametrize("mutant", [{"likelihood_factor": BATCH / N}, {"factor": 0.5}], ids=["missing N/n", "halved"])
 @pytest.mark.parametrize("scheme", ["uniform", "blocks"])
+@pytest.mark.swept_after(2)
 def test_a_biased_estimator_is_flagged(regression, mutant, scheme):
     gradient = Minibatch(regression, BATCH, scheme)
     start = jnp.zeros(D)

@@ -129,6 +129,7 @@ def test_mutant_split_by_is_observed_is_rejected(name):
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in CASES.items() if c.patterns == "AB"])
+@pytest.mark.swept_after(4)
 def test_both_patterns_are_one_posterior(case):
     by_index, by_row = posterior_of(case, "A"), posterior_of(case, "B")
     position = by_row.start(jax.random.key(1))
@@ -157,6 +158,7 @@ def test_constrain_is_numpyros(case, pattern):
 
 @pytest.mark.parametrize("pattern", ["A", "B"])
 @pytest.mark.parametrize("batch_size", [4, 1, 6, 11])  # 4 and 6 do not divide 11
+@pytest.mark.swept_after(3)
 def test_blocks_average_to_the_full_gradient(pattern, batch_size):
     posterior = posterior_of(CASES["several observed"], pattern)
     gradient = erg.estimators.Minibatch(posterior, batch_size)

@@ -81,6 +81,7 @@ def test_published_anchor(name):
 
 @pytest.mark.parametrize("mass", [1.0, 2.5])
 @pytest.mark.parametrize("name", VARIANCES)
+@pytest.mark.swept_after(8)
 def test_closed_form(name, mass):
     law = with_mass(VARIANCES[name], mass)
     for setting, covariance in zip(GRID, covariances(name, GRID, mass), strict=True):
@@ -102,6 +103,7 @@ def test_step_is_affine(name):
 
 @pytest.mark.parametrize("mass", [1.0, 2.5])
 @pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.swept_after(6)
 def test_temperature_scales_the_law(name, mass):
     """Without gradient noise the law at temperature T is T times the law at 1, whatever the scheme and the mass."""
     setting = {"h": 0.3, "lam": 2.0, "gamma": 1.5, "T": 1.0, "s2": 0.0}
@@ -123,6 +125,7 @@ MASSES = np.array([0.5, 2.0])
 
 
 @pytest.mark.parametrize("scheme", ["BAOA", "BAOAB", "OBABO", "BABO", "ABOBA", "OABAO", "UBU", "AEB", "BUB", "ABABO"])
+@pytest.mark.swept_after(4)
 def test_correlated_target_with_diagonal_mass(scheme):
     """Against letters composed as block matrices in NumPy, with a fresh gradient for each kick."""
     h, gamma, T, spread = 0.2, 1.5, 0.7, 1.3

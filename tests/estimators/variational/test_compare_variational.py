@@ -126,6 +126,7 @@ def test_equal_budgets():
 DATA = np.array([1.0, -0.5, 2.0, 0.3, 0.7, -1.1])
 
 
+@pytest.mark.sweep
 def test_variance_of_data_and_of_sampling():
     """A subsampled plate, closed forms: N² σ²/n (N-n)/(N-1) and (N + 1)²."""
 
