@@ -49,7 +49,6 @@ def test_expansions_of_all_sites_add_up_to_the_posterior():
 
 
 @pytest.mark.parametrize("settings", [{"estimate_shares": "warmup"}, {"strength": 0.5}, {}])
-@pytest.mark.swept_after(1)
 @pytest.mark.sweep
 def test_the_bounds_law_is_that_of_the_sites(settings):
     """Its drift is the mean gradient of the site's kernel, whose likelihood is quadratic, at two points."""
