@@ -70,8 +70,3 @@ def acceptance_probability(log_weight: Array, proposed: Array) -> Array:
     r"""Of the Metropolis independence sampler: :math:`\min(1, w' / w)`; 0 where :math:`w' = 0`, also where :math:`w = 0`."""
     ratio = jnp.where(proposed > -jnp.inf, proposed - log_weight, -jnp.inf)
     return jnp.exp(jnp.minimum(jnp.where(jnp.isnan(ratio), -jnp.inf, ratio), 0))
-
-
-def leave_one_out(x: Array) -> Array:
-    r"""Mean over the others, :math:`\frac{1}{n-1} \sum_{j \ne i} x_j`, along the leading axis (Phan et al. 2023)."""
-    return (jnp.sum(x, axis=0, keepdims=True) - x) / (x.shape[0] - 1)

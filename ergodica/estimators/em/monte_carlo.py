@@ -10,9 +10,10 @@ from jaxtyping import Array
 
 from ergodica.core import check
 from ergodica.core.gradient import AbstractGradientEstimator
+from ergodica.core.leave_one_out import leave_one_out_mean
 from ergodica.core.posterior import Posterior, as_partial
 from ergodica.core.types import Batch, Estimate, Key, PyTree
-from ergodica.estimators.em.memory import EStep, MonteCarloEMState, Rows, acceptance_probability, leave_one_out
+from ergodica.estimators.em.memory import EStep, MonteCarloEMState, Rows, acceptance_probability
 from ergodica.estimators.minibatch.subsample import Minibatch
 from ergodica.estimators.policy.gradient import Law
 
@@ -200,7 +201,7 @@ class MonteCarloEM(AbstractGradientEstimator):
             visits=own.visits + own.started.astype(jnp.int32),
             moves=own.moves + (accepted & own.started).astype(jnp.int32),
         )
-        beta = leave_one_out(probability) if self.control_variate else jnp.zeros_like(probability)
+        beta = leave_one_out_mean(probability) if self.control_variate else jnp.zeros_like(probability)
         weight = self.minibatch.posterior.num_data * batch.weight
 
         def surrogate(params: PyTree) -> tuple[Array, Array]:

@@ -88,7 +88,7 @@ def _normal_model():
 def test_joint_elements_are_counted_and_refused():
     assert ELBO(2).plan(*_large(4)).rows[0].estimator == "Enumerate()"
     assert ELBO(2).plan(*_large(5)).rows[0].estimator == "LeaveOneOut()"
-    with pytest.raises(SiteError, match=r"depend on 20 of its elements jointly, which needs 2\^20 runs"):
+    with pytest.raises(SiteError, match=r"depend on 20 of its elements jointly, which have 2\^20 configurations"):
         ELBO(2, {"b": Enumerate()}).plan(*_large(20))
 
 

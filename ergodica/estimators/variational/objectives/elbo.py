@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ergodica.core.leave_one_out import leave_one_out_mean
 from ergodica.estimators.variational.lanes import downstream_cost
 from ergodica.estimators.variational.objectives.objective import AbstractObjective
 from ergodica.estimators.variational.particles import Run
-from ergodica.estimators.variational.sites.score import leave_one_out_mean
 from ergodica.estimators.variational.structure import GUIDE
 
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ergodica.core.leave_one_out import leave_one_out_logsumexp
 from ergodica.estimators.variational.facts import SiteError
 from ergodica.estimators.variational.lanes import common_plates
 from ergodica.estimators.variational.objectives.objective import AbstractObjective
 from ergodica.estimators.variational.particles import Run
 from ergodica.estimators.variational.run import Estimators
 from ergodica.estimators.variational.site import only_gradient
-from ergodica.estimators.variational.sites.score import finite_baseline, leave_one_out_logsumexp
+from ergodica.estimators.variational.sites.score import finite_baseline
 from ergodica.estimators.variational.structure import GUIDE, Plate, Program, Structure
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ergodica.core import check
+from ergodica.core.leave_one_out import leave_one_out_mean
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.facts import Context, Distribution, Downstream, Draw, Site
 from ergodica.estimators.variational.site import AbstractSiteEstimator, score_surrogate
@@ -22,7 +23,7 @@ from ergodica.estimators.variational.sites.relaxation import (
     sum_elements,
 )
 from ergodica.estimators.variational.sites.reparam import other_than_reparam
-from ergodica.estimators.variational.sites.score import check_has_others, leave_one_out_mean
+from ergodica.estimators.variational.sites.score import check_has_others
 
 
 class DoubleControlVariate(AbstractSiteEstimator):

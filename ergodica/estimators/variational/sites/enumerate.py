@@ -53,22 +53,7 @@ class Enumerate(AbstractSiteEstimator):
 
     def check(self, site: Site, context: Context) -> None:
         """Raise where the values cannot be listed, are too many, or their mean is not what the objective needs."""
-        others = "LeaveOneOut() with num_particles of at least 2, or Score(baseline=…)"
-        if not context.linear:
-            reason = f"{context.objective} is no mean over particles, so the values of one particle cannot be summed over alone"
-            raise site.refuse(self, reason, "VIMCO() or LeaveOneOut()")
-        configurations = num_configurations(site)
-        if configurations is None:
-            raise site.refuse(self, "its support cannot be listed", others)
-        if site.in_scan:
-            raise site.refuse(self, "it is inside a scan, whose steps would have to be enumerated jointly", others)
-        if configurations > MAX_CONFIGURATIONS:
-            reason = (
-                f"terms downstream depend on {site.num_joint} of its elements jointly, which needs "
-                f"{site.support_size}^{site.num_joint} runs; elements are separate where every term downstream is in the site's "
-                "plates"
-            )
-            raise site.refuse(self, reason, others)
+        check_listable(self, site, context)
 
     def num_branches(self, site: Site) -> int:
         """One for each configuration."""
@@ -99,3 +84,25 @@ def configurations(site: Site) -> Array:
     shape = (site.support_size,) * site.num_joint
     digits = np.stack(np.unravel_index(np.arange(site.support_size**site.num_joint), shape), axis=-1)
     return jnp.asarray(digits.reshape(-1, *site.joint_shape))
+
+
+def check_listable(estimator: AbstractSiteEstimator, site: Site, context: Context) -> None:
+    """Raise where joint configurations cannot be listed, are too many, or their mean is not what the objective needs."""
+    others = "LeaveOneOut() with num_particles of at least 2, or Score(baseline=…)"
+    if not context.linear:
+        reason = (
+            f"{context.objective} is no mean over particles, so the values of one particle cannot be summed over alone"
+        )
+        raise site.refuse(estimator, reason, "VIMCO() or LeaveOneOut()")
+    configurations = num_configurations(site)
+    if configurations is None:
+        raise site.refuse(estimator, "its support cannot be listed", others)
+    if site.in_scan:
+        raise site.refuse(estimator, "it is inside a scan, whose steps would have to be enumerated jointly", others)
+    if configurations > MAX_CONFIGURATIONS:
+        reason = (
+            f"terms downstream depend on {site.num_joint} of its elements jointly, which have "
+            f"{site.support_size}^{site.num_joint} configurations; elements are separate where every term downstream is in the "
+            "site's plates"
+        )
+        raise site.refuse(estimator, reason, others)

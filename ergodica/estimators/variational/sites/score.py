@@ -6,28 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ergodica.core.leave_one_out import leave_one_out_logsumexp, leave_one_out_mean
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.facts import Context, Distribution, Downstream, Draw, Site
 from ergodica.estimators.variational.site import AbstractSiteEstimator, score_surrogate
 from ergodica.estimators.variational.sites.baselines import AbstractBaseline, Constant
 
 
-def leave_one_out_mean(x: Array) -> Array:
-    r"""Mean of the others, :math:`\frac{1}{K-1}\sum_{j\ne k} x_j`, along the leading axis (Kool, van Hoof and Welling 2019)."""
-    return (jnp.sum(x, axis=0, keepdims=True) - x) / (x.shape[0] - 1)
-
-
 def finite_baseline(x: Array) -> Array:
     """A baseline of the other particles; 0 where all of them have weight 0, and its logarithm is no number."""
     return jnp.where(jnp.isneginf(x), 0.0, x)
-
-
-def leave_one_out_logsumexp(x: Array) -> Array:
-    r""":math:`\log\sum_{j\ne k} e^{x_j}` along the leading axis, without subtraction: sums from both ends."""
-    below = jax.lax.cumlogsumexp(x, axis=0)
-    above = jax.lax.cumlogsumexp(x, axis=0, reverse=True)
-    nothing = jnp.full_like(x[:1], -jnp.inf)
-    return jnp.logaddexp(jnp.concatenate([nothing, below[:-1]]), jnp.concatenate([above[1:], nothing]))
 
 
 def vimco_baseline(log_weights: Array) -> Array:

@@ -12,7 +12,7 @@ from ergodica.core import check
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.facts import Context, Distribution, Downstream, Draw, Site, base, list_support
 from ergodica.estimators.variational.site import AbstractSiteEstimator, score_surrogate
-from ergodica.estimators.variational.sites.enumerate import MAX_CONFIGURATIONS, configurations, num_configurations
+from ergodica.estimators.variational.sites.enumerate import check_listable, configurations, num_configurations
 
 MAX_SIZE = 12
 """Probabilities of sets of k values take 2^k terms."""
@@ -91,21 +91,9 @@ class UnorderedSet(AbstractSiteEstimator):
 
     def check(self, site: Site, context: Context) -> None:
         """Raise where values cannot be listed or are too few or many, and where their mean is not what the objective needs."""
-        others = "LeaveOneOut() with num_particles of at least 2, or Score(baseline=…)"
-        if not context.linear:
-            reason = f"{context.objective} is no mean over particles, so the values of one particle cannot be summed over alone"
-            raise site.refuse(self, reason, "VIMCO() or LeaveOneOut()")
+        check_listable(self, site, context)
         configurations = num_configurations(site)
-        if configurations is None:
-            raise site.refuse(self, "its support cannot be listed", others)
-        if site.in_scan:
-            raise site.refuse(self, "it is inside a scan, where its value cannot be taken hold of", others)
-        if configurations > MAX_CONFIGURATIONS:
-            reason = (
-                f"terms downstream depend on {site.num_joint} of its elements jointly, which have "
-                f"{site.support_size}^{site.num_joint} configurations"
-            )
-            raise site.refuse(self, reason, others)
+        assert configurations is not None
         if self.size > configurations:
             raise site.refuse(
                 self,
