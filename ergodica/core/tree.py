@@ -63,6 +63,16 @@ def ravel(tree: PyTree) -> Array:
     return ravel_pytree(tree)[0]
 
 
+def unravel(vector: Array, like: PyTree) -> PyTree:
+    """The tree whose raveled form is a vector, in the structure, shapes and dtypes of another (or of its shapes)."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
+    parts = [vector[end - math.prod(leaf.shape) : end] for leaf, end in zip(leaves, ends, strict=True)]
+    return jax.tree.unflatten(
+        structure, [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
 def select(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
     """Choose between two trees by a scalar condition."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), if_true, if_false)
