@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ergodica.core import check, rng, tree
-from ergodica.core.posterior import Posterior
+from ergodica.core.posterior import Posterior, as_partial
 from ergodica.core.types import Key, PyTree
 
 
@@ -230,7 +230,7 @@ class Flow(eqx.Module):
     def __init__(self, base: AbstractBase | int, *layers: AbstractLayer) -> None:
         self.base = StandardNormal(base) if isinstance(base, int) else base
         check.instance("base", self.base, AbstractBase, "StandardNormal(2)")
-        self.layer = Chain(layers)
+        self.layer = Chain(_arrays_only(layers))
         out = jax.eval_shape(lambda z: self.layer.forward(z), jax.ShapeDtypeStruct((self.dim,), jnp.result_type(float)))
         if [x.shape for x in out] != [(self.dim,), ()]:
             raise ValueError(
@@ -270,6 +270,11 @@ class Flow(eqx.Module):
     def params(self) -> PyTree:
         """The inexact arrays of the flow: a tree of its structure, with ``None`` elsewhere."""
         return eqx.filter(self, eqx.is_inexact_array)
+
+
+def _arrays_only(layers: Sequence[AbstractLayer]) -> Sequence[AbstractLayer]:
+    """The same layers with functions among their leaves (activations of networks) made part of the structure, for `jax.jit`."""
+    return jax.tree.map(lambda leaf: leaf if eqx.is_array(leaf) or not callable(leaf) else as_partial(leaf), layers)
 
 
 def flat_log_density(target: Any, dim: int) -> Callable[[Array], Array]:
