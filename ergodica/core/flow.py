@@ -163,7 +163,7 @@ class StandardNormal(AbstractBase):
 
     def sample(self, key: Key, num_samples: int) -> Array:
         """Independent draws (num_samples, D) in the default precision."""
-        return jax.random.normal(key, (num_samples, self.dim))
+        return rng.normal_like(key, jax.ShapeDtypeStruct((num_samples, self.dim), jnp.result_type(float)))
 
     def log_prob(self, z: Array) -> Array:
         """Normalised log density."""
