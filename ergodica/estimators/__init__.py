@@ -22,6 +22,7 @@ from ergodica.estimators.federated import (
     laplace_surrogates,
     moment_surrogates,
 )
+from ergodica.estimators.flows import MaximumLikelihood, PathGradient, ReverseKL
 from ergodica.estimators.local_latents import LocalLatents
 from ergodica.estimators.minibatch import (
     SAGA,
@@ -119,12 +120,14 @@ __all__ = [
     "LowRankEvolution",
     "MarkovianScoreClimbing",
     "MaxAtK",
+    "MaximumLikelihood",
     "MeasureValued",
     "Minibatch",
     "MonteCarloEM",
     "MovingAverage",
     "MuProp",
     "Network",
+    "PathGradient",
     "PersistentChains",
     "PersistentEvolution",
     "PerturbedMatrix",
@@ -136,6 +139,7 @@ __all__ = [
     "ReinMax",
     "RenyiBound",
     "Reparam",
+    "ReverseKL",
     "RobustAggregate",
     "Score",
     "SiteError",

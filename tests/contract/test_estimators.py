@@ -11,6 +11,7 @@ from tests.contract.black_box_table import BLACK_BOX
 from tests.contract.checks import abstract, assert_close, assert_equal, differ
 from tests.contract.em_table import EM
 from tests.contract.table import ESTIMATORS, NUM_DATA, POSITIONS, Counter, posterior_of
+from tests.contract.test_flow_gradients import public as flow_gradients
 
 NUM_CALLS = 5
 ROWS = [*ESTIMATORS, *BLACK_BOX, *EM]
@@ -49,8 +50,9 @@ def calls_in_python(estimator, key, params, estimate_once):
 
 
 def test_table_is_complete():
-    """The estimator of variational objectives has a contract of its own (`test_variational.py`)."""
-    assert {row.name for row in ROWS} | {"VariationalGradient", "ExactGradient"} == {
+    """The estimators of variational objectives and of flows have contracts of their own."""
+    elsewhere = {"VariationalGradient", "ExactGradient"} | flow_gradients()
+    assert {row.name for row in ROWS} | elsewhere == {
         name
         for name in erg.estimators.__all__
         if isinstance(getattr(erg.estimators, name), type)

@@ -168,7 +168,7 @@ class PathGradient(AbstractFlowGradient):
 
     def _reverse(self, key: Key, params: PyTree, batch: Batch | None) -> Estimate:
         if batch is not None:
-            raise ValueError("direction='reverse' draws from the flow and takes no batch.")
+            raise ValueError("direction='reverse' draws from the flow and takes no batch that is handed over.")
         z, target = self.base_draws(key, params), self.target
 
         def objective(params: PyTree) -> tuple[Array, Array]:
@@ -203,7 +203,8 @@ class PathGradient(AbstractFlowGradient):
             return batch
         if self.target is None:
             raise ValueError("Without a target, a batch must hold pairs (draws, forces).")
-        return Batch((batch.data, self._forces(batch.data)), batch.weight)
+        draws = check_draws("batch", batch.data, self.template.dim)  # pyright: ignore[reportArgumentType]
+        return Batch((draws, self._forces(draws)), batch.weight)
 
     def _forces(self, draws: Array) -> Array:
         return jax.lax.map(jax.grad(self.target), draws, batch_size=_BLOCK)  # pyright: ignore[reportArgumentType]

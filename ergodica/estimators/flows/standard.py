@@ -69,7 +69,7 @@ class ReverseKL(AbstractFlowGradient):
     def estimate(self, key: Key, params: PyTree, state: None, batch: Batch | None = None) -> tuple[Estimate, None]:
         """Estimate the gradient from fresh draws of the flow."""
         if batch is not None:
-            raise ValueError("ReverseKL draws from the flow and takes no batch.")
+            raise ValueError("ReverseKL draws from the flow and takes no batch that is handed over.")
         z = self.base_draws(key, params)
 
         def objective(params: PyTree) -> tuple[Array, Array]:
