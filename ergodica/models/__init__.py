@@ -1,6 +1,6 @@
-"""What is sampled: programs, and where their chains start.
+"""What is sampled: programs, where their chains start, and normalizing flows (``flows``).
 
-Imported at first use, since they need NumPyro.
+Imported at first use: programs need NumPyro.
 """
 
 import importlib
@@ -25,10 +25,12 @@ __all__ = ["LatentPosterior", "from_equinox", "from_numpyro", "start_at", "start
 
 
 def __getattr__(name: str) -> Any:
+    if name == "flows":
+        return importlib.import_module("ergodica.models.flows")
     if name not in _LAZY:
         raise AttributeError(f"module 'ergodica.models' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "flows"})

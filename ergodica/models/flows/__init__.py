@@ -1,0 +1,53 @@
+"""Normalizing flows: layers that carry the score along, and flows made of them.
+
+=====================================================  =========================================================================
+layer                                                  score rule
+=====================================================  =========================================================================
+`AffineCoupling`, `SplineCoupling`                     one derivative of the network by its input
+`ElementwiseAffine`, `SinhArcsinh`, `ElementwiseSpline`  division by the slope
+`Permutation`, `Householder`                           the map itself
+`LinearLU`                                             two triangular solves
+`Autoregressive`                                       a triangular solve; the other way one derivative
+`Chain`, `Stacked`, `Inverted`                         those of what they are made of
+=====================================================  =========================================================================
+"""
+
+from ergodica.core.flow import AbstractLayer, Chain, Flow, StandardNormal, UniformTorus
+from ergodica.models.flows.autoregressive import Autoregressive
+from ergodica.models.flows.builders import (
+    inverse_autoregressive_flow,
+    masked_autoregressive_flow,
+    real_nvp,
+    spline_flow,
+)
+from ergodica.models.flows.composition import Inverted, Stacked
+from ergodica.models.flows.coupling import AffineCoupling, SplineCoupling
+from ergodica.models.flows.elementwise import ElementwiseAffine, ElementwiseSpline, SinhArcsinh
+from ergodica.models.flows.linear import Householder, LinearLU, Permutation
+from ergodica.models.flows.masks import alternating_mask, checkerboard_mask, half_mask
+
+__all__ = [
+    "AbstractLayer",
+    "AffineCoupling",
+    "Autoregressive",
+    "Chain",
+    "ElementwiseAffine",
+    "ElementwiseSpline",
+    "Flow",
+    "Householder",
+    "Inverted",
+    "LinearLU",
+    "Permutation",
+    "SinhArcsinh",
+    "SplineCoupling",
+    "Stacked",
+    "StandardNormal",
+    "UniformTorus",
+    "alternating_mask",
+    "checkerboard_mask",
+    "half_mask",
+    "inverse_autoregressive_flow",
+    "masked_autoregressive_flow",
+    "real_nvp",
+    "spline_flow",
+]
