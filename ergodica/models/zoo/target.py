@@ -1,7 +1,8 @@
 """What a problem with exact references offers, to samplers and to flows alike."""
 
 import abc
-from typing import ClassVar, NamedTuple
+import math
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -95,3 +96,17 @@ class AbstractTarget(eqx.Module):
 
     def _report(self, x: Array) -> dict[str, Array]:
         return {"position": x} | self.observables(x)
+
+
+def finite_float(name: str, value: Any, *, positive: bool = False, least: float = -math.inf) -> float:
+    """Return ``value`` as a Python float; raise unless it is one finite number within bounds."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number; got {value!r} of type {type(value).__name__}.") from error
+    if not math.isfinite(number) or (positive and number <= 0) or number < least:
+        expects = (
+            "positive and finite" if positive else "finite" if least == -math.inf else f"at least {least} and finite"
+        )
+        raise ValueError(f"{name} must be {expects}; got {value!r}.")
+    return number
