@@ -16,6 +16,8 @@ class Result(enum.StrEnum):
     INTERRUPTED = "interrupted"
     NOT_MET = "not_met"
     COLLAPSED = "collapsed"
+    STOPPED = "stopped"
+    TIMED_OUT = "timed_out"
 
 
 class Outcome(NamedTuple):
@@ -44,6 +46,8 @@ class Outcome(NamedTuple):
             Result.INTERRUPTED: "The run was interrupted; what had been sampled by then is kept.",
             Result.NOT_MET: f"A pair of chains did not meet{where} within the steps allowed.",
             Result.COLLAPSED: f"The ensemble collapsed{where}: its particles no longer span the space.",
+            Result.STOPPED: "The run ended early, since what is monitored no longer improved.",
+            Result.TIMED_OUT: "The run ended early, since its time was up.",
         }[self.result]
 
 

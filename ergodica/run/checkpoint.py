@@ -130,10 +130,11 @@ def _hash_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def fingerprint(tree: PyTree, **settings: Any) -> dict[str, str]:
+def fingerprint(tree: PyTree, what: str = "sampler and data", **settings: Any) -> dict[str, str]:
     """Identify a run by its settings, the structure, shapes, dtypes and content of a tree, and the versions in use.
 
-    Functions are known by their qualified names alone: a function edited between two runs is not noticed.
+    What the tree is, an error says with the words of ``what``. Functions are known by their qualified names alone: a
+    function edited between two runs is not noticed.
     """
     structure, content = hashlib.sha256(), hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -146,7 +147,7 @@ def fingerprint(tree: PyTree, **settings: Any) -> dict[str, str]:
     return {
         "format": str(_FORMAT),
         "versions": versions,
-        "sampler and data: structure": structure.hexdigest(),
-        "sampler and data: values": content.hexdigest(),
+        f"{what}: structure": structure.hexdigest(),
+        f"{what}: values": content.hexdigest(),
         **{name: str(value) for name, value in settings.items()},
     }

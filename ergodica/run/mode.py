@@ -4,13 +4,16 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
 from ergodica.core import check, rng, tree
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.posterior import Posterior
+from ergodica.core.result import Result
 from ergodica.core.types import Estimate, Key, Position
+from ergodica.run.fit import fit
 from ergodica.run.progress import Progress
 
 
@@ -124,7 +127,6 @@ class _Full(AbstractGradientEstimator):
 
 
 _LBFGS_AT_ONCE = 10
-_ADAM_AT_ONCE = 200
 
 
 def _lbfgs(posterior: Posterior, start: Position, num_steps: int, tolerance: float, *, show: bool) -> Mode:
@@ -166,36 +168,15 @@ def _adam(
     key: Key, gradient: AbstractGradientEstimator, start: Position, num_steps: int, learning_rate: float, *, show: bool
 ) -> Mode:
     optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    key_init, key_run = jax.random.split(key)
-
-    @jax.jit
-    def climb(gradient: AbstractGradientEstimator, carry: tuple, first: Array, num: Array) -> tuple[tuple, Any]:
-        def one(i: Array, carry: tuple) -> tuple:
-            params, state, estimator_state, _, _ = carry
-            estimate, estimator_state = gradient.estimate(jax.random.fold_in(key_run, i), params, estimator_state)
-            with jax.numpy_dtype_promotion("standard"):  # Optax promotes its int32 count
-                updates, state = optimiser.update(tree.scale(estimate.gradient, -1.0), state, params)
-            params = optax.apply_updates(params, updates)
-            return params, state, estimator_state, estimate.value, tree.norm(estimate.gradient)
-
-        return jax.lax.fori_loop(first, first + num, one, carry)
-
-    estimate, _ = jax.eval_shape(gradient.estimate, key_run, start, gradient.init(key_init, start))
-    zero = jnp.zeros((), estimate.value.dtype)
-    norm = jnp.zeros((), jax.eval_shape(tree.norm, start).dtype)
-    carry = (start, optimiser.init(start), gradient.init(key_init, start), zero, norm)
-    done = 0
-    with Progress(num_steps, enabled=show) as bar:
-        while done < num_steps:
-            num = min(_ADAM_AT_ONCE, num_steps - done)
-            carry = climb(gradient, carry, jnp.asarray(done), jnp.asarray(num))
-            done += num
-            _check_finite(carry[3], carry[4], done)
-            bar.update(done, "Adam", f"log density {float(carry[3]):.4g}")
-    return Mode(carry[0], float(carry[3]), float(carry[4]), done, converged=False)
+    done = fit(key, gradient, start, num_steps=num_steps, optimiser=optimiser, progress=show, throw=False)
+    if done.result is Result.INTERRUPTED:
+        raise KeyboardInterrupt
+    value, norm = (float(np.asarray(done.history[f"steps/{name}"])[-1]) for name in ("value", "grad_norm"))
+    _check_finite(value, norm if done.result is Result.SUCCESSFUL else jnp.nan, done.history.attrs["num_steps"])
+    return Mode(done.params, value, norm, num_steps, converged=False)
 
 
-def _check_finite(value: Array, norm: Array, done: int) -> None:
+def _check_finite(value: Array | float, norm: Array | float, done: int) -> None:
     if not (jnp.isfinite(value) and jnp.isfinite(norm)):
         raise ValueError(
             f"The search ran into NaN or infinity within {done} steps (log density {float(value)}). Give another initial=, or "
