@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 
-from ergodica.core.types import Batch, Estimate, Key, PyTree, Reference
+from ergodica.core.types import Batch, Draws, Estimate, Key, PyTree, Reference
 
 
 class AbstractGradientEstimator(eqx.Module):
@@ -62,6 +62,32 @@ class AbstractGradientEstimator(eqx.Module):
 
         Leaves the state alone: cursors do not advance and snapshots are not renewed. Diagnostics rest on it, since the
         sampler's own gradients are not independent of the position where batches are reshuffled.
+        """
+        return None
+
+    def per_draw(
+        self,
+        key: Key,  # noqa: ARG002  (a default)
+        params: PyTree,  # noqa: ARG002
+        state: Any,  # noqa: ARG002
+        batch: Batch | None = None,  # noqa: ARG002
+        *,
+        linearise: bool = False,  # noqa: ARG002
+        independent: bool = False,  # noqa: ARG002
+    ) -> tuple[Draws, Any] | None:
+        """Estimate as `estimate` does, but hand over each draw and its noise, and the next state; ``None`` if it cannot.
+
+        For `ergodica.estimators.SteinControl`. The draws must be independent given ``params``, ``state`` and the batch: no
+        baseline may look at the other draws.
+
+        Parameters
+        ----------
+        key, params, state, batch
+            As for `estimate`.
+        linearise : bool
+            Fill `Draws.linearised`; ``None`` if that cannot be done.
+        independent : bool
+            As `probe` does: independently of all that `estimate` has used or will use.
         """
         return None
 

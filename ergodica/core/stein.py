@@ -1,10 +1,15 @@
-r"""Functions whose mean under a density is zero, from its score alone (arrays in, arrays out; NumPy's or JAX's).
+r"""Functions whose mean under a law is zero (arrays in, arrays out; NumPy's or JAX's).
 
 For a density :math:`\pi` on :math:`\mathbb R^D` with score :math:`s = \nabla\log\pi`, and :math:`u` that does not grow too fast,
 :math:`\mathrm{E}_\pi[\Delta u + \nabla u \cdot s] = 0` (the Langevin--Stein identity). The normalising constant is not needed.
+For a law on vectors of discrete coordinates, a step of the Gibbs sampler leaves all means as they are (the Gibbs--Stein identity).
 """
 
+from collections.abc import Callable
 from typing import Any
+
+import jax
+from jaxtyping import Array
 
 type AnyArray = Any
 """An array of NumPy's or of JAX's; what comes back is of the same kind."""
@@ -85,3 +90,84 @@ def stein_kernel(x: AnyArray, score_x: AnyArray, y: AnyArray, score_y: AnyArray,
         + 2 * beta * b ** (beta - 1) * (cross - dim)
         - 4 * beta * (beta - 1) * b ** (beta - 2) * squares
     )
+
+
+def diagonal_controls(x: AnyArray, score: AnyArray, degree: int) -> AnyArray:
+    r"""The controls of each coordinate by itself, :math:`s_d` and :math:`1 + x_d s_d`: (n, degree, D)."""
+    xp = x.__array_namespace__()
+    return xp.stack([score, 1 + x * score][:degree], axis=1)
+
+
+def vector_controls(function: Callable[[Array], Array], x: Array, score: Array) -> Array:
+    r"""Stein's operator on vector fields that have a single component, :math:`h_{md} = \varphi_m s_d + \partial_d \varphi_m`.
+
+    For a standard normal, :math:`-h_{md} = x_d \varphi_m(x) - \partial_d \varphi_m(x)`. With
+    :math:`\varphi = 1` it is the score.
+
+    Parameters
+    ----------
+    function : callable
+        :math:`\varphi`: from a point (D,) to values (M,), bounded by a polynomial where the law has the tails of a normal.
+    x, score : array (n, D)
+
+    Returns
+    -------
+    array (n, M, D)
+
+    Notes
+    -----
+    Cost: :math:`\varphi` and its Jacobian at every point.
+
+    References
+    ----------
+    Oates, Girolami and Chopin (2017), equation 2.
+    """
+    values, slopes = jax.vmap(function)(x), jax.vmap(jax.jacrev(function))(x)
+    return values[:, :, None] * score[:, None, :] + slopes
+
+
+def gibbs_stein_terms(at_draw: AnyArray, at_values: AnyArray, conditional: AnyArray) -> AnyArray:
+    r"""Terms of the Gibbs--Stein operator: what resampling a coordinate changes in the mean. Their means are zero, one by one.
+
+    .. math:: (\mathcal A_i h)(x) = \sum_a q(x_i = a \mid x_{-i})\, h(x_{-i}, a) - h(x)
+
+    Parameters
+    ----------
+    at_draw : array (...)
+        :math:`h(x)`.
+    at_values : array (..., D, A)
+        :math:`h` with coordinate :math:`i` set to value :math:`a`.
+    conditional : array (..., D, A)
+        :math:`q(x_i = a \mid x_{-i})`. Any law, dependent coordinates too.
+
+    Returns
+    -------
+    array (..., D)
+
+    References
+    ----------
+    Shi et al. (2022), section 3; Barbour (1988).
+    """
+    return (conditional * at_values).sum(-1) - at_draw[..., None]
+
+
+def gibbs_stein_flips(at_draw: AnyArray, at_flips: AnyArray, flip: AnyArray) -> AnyArray:
+    r"""`gibbs_stein_terms` of bits, from their changes alone.
+
+    .. math:: (\mathcal A_i h)(x) = q(\lnot x_i \mid x_{-i}) \left[ h(x^{\lnot i}) - h(x) \right]
+
+    Parameters
+    ----------
+    at_draw : array (..., D) or (..., 1)
+        :math:`h(x)`.
+    at_flips : array (..., D)
+        :math:`h` with bit :math:`i` changed.
+    flip : array (..., D)
+        Conditional probability of the other value of each bit; for independent bits that of `flip_probability`.
+    """
+    return flip * (at_flips - at_draw)
+
+
+def flip_probability(bits: AnyArray, p: AnyArray) -> AnyArray:
+    r"""Probability :math:`q(\lnot x_i)` of the other value of independent bits with probabilities ``p``."""
+    return bits + p - 2 * bits * p

@@ -51,6 +51,34 @@ class Estimate(NamedTuple):
     n_grad: int | Array = 0
 
 
+class Draws(NamedTuple):
+    """What a gradient estimator averages over: independent, identically distributed draws, and the law of some of their noise.
+
+    Attributes
+    ----------
+    gradient : pytree
+        Of the structure of the parameters, with a leading axis (n,); the mean over it is the estimate.
+    value : array (n,)
+    points : array (n, D)
+        Noise that each draw was made with. In the order of the raveled parameters, where each entry has noise of its own.
+    score : array (n, D)
+        Gradient of the log density of the law of the points, there: ``-points`` for standard normals. The density is positive
+        everywhere.
+    n_grad : int or scalar array
+        What all of them cost.
+    linearised : pytree or None
+        Like ``gradient``: the term of first order in the points of each draw's gradient, expanded about the point 0. It has mean
+        zero since the points have.
+    """
+
+    gradient: PyTree
+    value: Array
+    points: Array
+    score: Array
+    n_grad: int | Array = 0
+    linearised: PyTree = None
+
+
 class Reference(NamedTuple):
     """An exact gradient, to hold estimates against.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ergodica.core.regression import decompose, ridge_inverse, shrinkage
 from ergodica.core.stein import polynomial_controls, stein_kernel
 
 type Control = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -61,23 +62,21 @@ def fit_polynomial(x: np.ndarray, scores: np.ndarray, f: np.ndarray, degree: int
 
 def ridge_regression(controls: np.ndarray, f: np.ndarray) -> np.ndarray:
     """Coefficients (p, q) of ``f`` (n, q) on controls (n, p) beside an intercept, each with the ridge of the least GCV score."""
-    n = len(controls)
-    left, singular, right = np.linalg.svd(controls - controls.mean(axis=0), full_matrices=False)
-    solid = singular > max(controls.shape) * np.finfo(float).eps * singular.max(initial=0.0)
-    left, singular, right = left[:, solid], singular[solid], right[solid]
+    n, parts = len(controls), decompose(controls)
+    largest, rank = parts.singular.max(initial=0.0), np.count_nonzero(parts.singular)
     centred = f - f.mean(axis=0)
-    projected = left.T @ centred
+    projected = parts.left.T @ centred * (parts.singular > 0)[:, None]
     outside = np.maximum(np.sum(centred**2, axis=0) - np.sum(projected**2, axis=0), 0.0)
-    ridges = _RIDGES if len(singular) < n - 1 else _RIDGES[1:]
+    ridges = _RIDGES if rank < n - 1 else _RIDGES[1:]
     best, scores = np.zeros_like(projected), np.full(f.shape[1], np.inf)
-    for ridge in ridges * singular.max(initial=1.0) ** 2:
-        shrink = singular**2 / (singular**2 + ridge)
+    for ridge in ridges * (largest or 1.0) ** 2:
+        shrink = shrinkage(parts.singular, ridge)
         freedom = n - 1 - shrink.sum()
         score = (outside + np.sum(((1 - shrink)[:, None] * projected) ** 2, axis=0)) / freedom**2
         better = score < scores
         scores = np.where(better, score, scores)
-        best = np.where(better, (shrink / singular)[:, None] * projected, best)
-    return right.T @ best
+        best = np.where(better, ridge_inverse(parts.singular, ridge)[:, None] * projected, best)
+    return parts.right.T @ best
 
 
 def fit_kernel(x: np.ndarray, scores: np.ndarray, f: np.ndarray, degree: int | None) -> Control:

@@ -8,11 +8,12 @@ import jax
 from jaxtyping import Array
 
 from ergodica.core import check, rng
-from ergodica.core.types import Estimate, Key, PyTree
+from ergodica.core.types import Draws, Estimate, Key, PyTree
 from ergodica.estimators.evolution.objective import (
     AbstractBlackBox,
     Ascended,
     Objective,
+    normal_draws,
     repeated,
     signs_like,
     weighted_sum,
@@ -107,7 +108,21 @@ class ForwardGradient(AbstractBlackBox):
 
     def search(self, key: Key, params: PyTree, function: Callable[[PyTree], Array]) -> Estimate:
         """Average the derivatives along ``num_directions`` directions."""
+        directions, values, derivatives = self._derivatives(key, params, function)
+        return Estimate(forward_gradient(derivatives, directions), values[0], n_grad=self.num_directions)
+
+    def draws(self, key: Key, params: PyTree, function: Callable[[PyTree], Array]) -> Draws | None:
+        """Direction by direction; ``None`` for signs, which are not normal."""
+        if self.directions != "gaussian":
+            return None
+        directions, values, derivatives = self._derivatives(key, params, function)
+        return normal_draws(derivatives, directions, values, self.num_directions)
+
+    def _derivatives(
+        self, key: Key, params: PyTree, function: Callable[[PyTree], Array]
+    ) -> tuple[PyTree, Array, Array]:
+        """Directions, and the function's value and derivative along each."""
         draw = rng.normal_like if self.directions == "gaussian" else signs_like
         directions = draw(key, repeated(self.num_directions, params))
         values, derivatives = jax.vmap(lambda v: jax.jvp(function, (params,), (v,)))(directions)
-        return Estimate(forward_gradient(derivatives, directions), values[0], n_grad=self.num_directions)
+        return directions, values, derivatives

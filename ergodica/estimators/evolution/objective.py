@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ergodica.core import tree
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.posterior import Posterior, as_partial
-from ergodica.core.types import Batch, Estimate, Key, PyTree
+from ergodica.core.types import Batch, Draws, Estimate, Key, PyTree
 from ergodica.estimators.minibatch.subsample import Minibatch, as_batch
 
 type Ascended = Callable[..., Any] | Posterior | Minibatch
@@ -105,6 +106,10 @@ class AbstractBlackBox(AbstractGradientEstimator):
     def search(self, key: Key, params: PyTree, function: Callable[[PyTree], Array]) -> Estimate:
         """Estimate the gradient of a function of the parameters; ``n_grad`` counts its evaluations."""
 
+    def draws(self, key: Key, params: PyTree, function: Callable[[PyTree], Array]) -> Draws | None:  # noqa: ARG002
+        """As `search`, direction by direction; ``None`` where directions are not normal, or depend on each other."""
+        return None
+
     def init(self, key: Key, params: PyTree, batch: Batch | None = None) -> Any:  # noqa: ARG002
         """Open the first epoch where the objective is a minibatch; else there is no state."""
         return self.objective.init(key, params)
@@ -122,6 +127,28 @@ class AbstractBlackBox(AbstractGradientEstimator):
         if apart is None:
             return None
         return self._counted(self.search(key_search, params, apart[0]), apart[1])
+
+    def per_draw(
+        self,
+        key: Key,
+        params: PyTree,
+        state: Any,
+        batch: Batch | None = None,
+        *,
+        linearise: bool = False,
+        independent: bool = False,
+    ) -> tuple[Draws, Any] | None:
+        """Directions one by one, all on one batch or key; ``None`` where they are not independent normals."""
+        key_objective, key_search = jax.random.split(key)
+        if independent:
+            apart = self.objective.apart(key_objective)
+            if apart is None:
+                return None
+            function, rows = apart
+        else:
+            function, rows, state = self.objective.at(key_objective, state, batch, type(self).__name__)
+        draws = None if linearise else self.draws(key_search, params, function)
+        return None if draws is None else (draws._replace(n_grad=draws.n_grad * rows), state)
 
     def evaluations(self, params: PyTree, n_grad: float) -> tuple[float, float]:  # noqa: ARG002
         """Evaluations, and as many derivatives along directions where there are any."""
@@ -163,12 +190,19 @@ def repeated(num: int, params: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *jnp.shape(x)), jnp.result_type(x)), params)
 
 
-def signs_like(key: Key, tree: PyTree) -> PyTree:
-    """Independent signs, -1 or 1 with probability 1/2, in the structure, shapes and dtypes of ``tree``."""
-    leaves, treedef = jax.tree.flatten(tree)
+def signs_like(key: Key, like: PyTree) -> PyTree:
+    """Independent signs, -1 or 1 with probability 1/2, in the structure, shapes and dtypes of ``like``."""
+    leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     draws = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(treedef, draws)
+
+
+def normal_draws(weights: Array, noise: PyTree, value: Array, num_evaluations: int) -> Draws:
+    r"""Draws :math:`w_i v_i` of standard normal directions :math:`v_i` with leading axis (n,)."""
+    gradient = jax.tree.map(lambda v: weights.astype(v.dtype).reshape(-1, *(1,) * (v.ndim - 1)) * v, noise)
+    points = jax.vmap(tree.ravel)(noise)
+    return Draws(gradient, value, points, -points, num_evaluations)
 
 
 def weighted_sum(weights: Array, directions: PyTree) -> PyTree:

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ergodica.core import check, rng, tree
-from ergodica.core.types import Estimate, Key, PyTree
-from ergodica.estimators.evolution.objective import AbstractBlackBox, Ascended, Objective, repeated, weighted_sum
+from ergodica.core.types import Draws, Estimate, Key, PyTree
+from ergodica.estimators.evolution.objective import (
+    AbstractBlackBox,
+    Ascended,
+    Objective,
+    normal_draws,
+    repeated,
+    weighted_sum,
+)
 
 type Shaping = Literal["rank"] | None
 SHAPINGS = ("rank", None)
@@ -151,15 +158,33 @@ class EvolutionStrategy(AbstractBlackBox):
 
     def search(self, key: Key, params: PyTree, function: Callable[[PyTree], Array]) -> Estimate:
         """Evaluate at ``2 * num_pairs`` points around the parameters."""
-        points = self.num_pairs if self.antithetic else 2 * self.num_pairs
-        noise = rng.normal_like(key, repeated(points, params))
-        plus = jax.vmap(lambda v: function(tree.axpy(self.sigma, v, params)))(noise)
-        if self.antithetic:
-            minus = jax.vmap(lambda v: function(tree.axpy(-self.sigma, v, params)))(noise)
+        noise, plus, minus = self._evaluate(key, params, function)
+        if minus is not None:
             weights, value = antithetic_weights(plus, minus, self.sigma, self.shaping), jnp.mean(plus + minus) / 2
         else:
             weights, value = single_weights(plus, self.sigma, self.shaping), jnp.mean(plus)
         return Estimate(weighted_sum(weights, noise), value, n_grad=2 * self.num_pairs)
+
+    def draws(self, key: Key, params: PyTree, function: Callable[[PyTree], Array]) -> Draws | None:
+        """Pair by pair, or point by point without a baseline; ``None`` for ranks, which each point has among the others."""
+        if self.shaping is not None:
+            return None
+        noise, plus, minus = self._evaluate(key, params, function)
+        sigma = tree.cast_like(self.sigma, plus)
+        weights, value = (plus / sigma, plus) if minus is None else ((plus - minus) / (2 * sigma), (plus + minus) / 2)
+        return normal_draws(weights, noise, value, 2 * self.num_pairs)
+
+    def _evaluate(
+        self, key: Key, params: PyTree, function: Callable[[PyTree], Array]
+    ) -> tuple[PyTree, Array, Array | None]:
+        """Noise, and the function at the points on either side of the parameters (one side without pairs)."""
+        points = self.num_pairs if self.antithetic else 2 * self.num_pairs
+        noise = rng.normal_like(key, repeated(points, params))
+
+        def on_side(sigma: Array) -> Array:
+            return jax.vmap(lambda v: function(tree.axpy(sigma, v, params)))(noise)
+
+        return noise, on_side(self.sigma), on_side(-self.sigma) if self.antithetic else None
 
 
 def check_shaping(shaping: Shaping) -> Shaping:

@@ -1,5 +1,6 @@
 """What the gradients for flows have in common: their parameters, and the rows of a table of draws."""
 
+from collections.abc import Callable
 from typing import Self
 
 import equinox as eqx
@@ -7,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ergodica.core import check
-from ergodica.core.flow import Flow
+from ergodica.core import check, tree
+from ergodica.core.flow import Flow, StandardNormal
 from ergodica.core.gradient import AbstractGradientEstimator
-from ergodica.core.types import Batch, Key, PyTree
+from ergodica.core.types import Batch, Draws, Key, PyTree
 
 
 class AbstractFlowGradient(AbstractGradientEstimator):
@@ -42,6 +43,33 @@ class AbstractFlowGradient(AbstractGradientEstimator):
     def base_draws(self, key: Key, params: PyTree) -> Array:
         """Draws of the base (num_samples, D) in the precision of the parameters."""
         return self.template.base.sample(key, self.num_samples).astype(dtype_of(params))
+
+    def draws_of_base(
+        self,
+        key: Key,
+        params: PyTree,
+        objective: Callable[[Flow, Array], tuple[Array, Array]],
+        *,
+        linearise: bool = False,
+    ) -> Draws | None:
+        """Gradient of ``objective(flow, z)``, of base draws one by one; ``None`` if the base is not standard normal.
+
+        The objective returns what is differentiated, and a value.
+        """
+        if not isinstance(self.template.base, StandardNormal):
+            return None
+        z = self.base_draws(key, params)
+
+        def one(factor: Array, z: Array) -> tuple[PyTree, Array]:
+            moved = tree.cast_like(factor, z) * z
+            return jax.grad(lambda p: objective(self.flow(p), moved), has_aux=True)(params)
+
+        zero, unit = jnp.zeros(()), jnp.ones(())
+        slopes, values = jax.vmap(lambda z: one(unit, z))(z)
+        linear = None
+        if linearise:
+            linear = jax.vmap(lambda z: jax.jvp(lambda t: one(t, z)[0], (zero,), (unit,))[1])(z)
+        return Draws(slopes, values, z, -z, self.num_samples * (2 if linearise else 1), linear)
 
 
 def dtype_of(params: PyTree) -> jnp.dtype:

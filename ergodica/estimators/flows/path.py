@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ergodica.core import check
 from ergodica.core.flow import Flow, constant, flat_log_density
 from ergodica.core.posterior import as_partial
-from ergodica.core.types import Batch, Estimate, Key, PyTree
+from ergodica.core.types import Batch, Draws, Estimate, Key, PyTree
 from ergodica.estimators.flows.gradient import AbstractFlowGradient, check_draws, check_flow, dtype_of, rows
 
 type Direction = Literal["reverse", "forward"]
@@ -166,20 +166,39 @@ class PathGradient(AbstractFlowGradient):
         """An independent estimate."""
         return self.estimate(key, params, state)[0]
 
+    def per_draw(
+        self,
+        key: Key,
+        params: PyTree,
+        state: None,
+        batch: Batch | None = None,
+        *,
+        linearise: bool = False,
+        independent: bool = False,  # noqa: ARG002  (all draws are fresh)
+    ) -> tuple[Draws, None] | None:
+        """The base's draws one by one, for "reverse" where the base is standard normal.
+
+        They are not linearised: the score that a pass carries has no derivative in the draw.
+        """
+        if self.direction == "forward" or linearise:
+            return None
+        _takes_no(batch)
+        draws = self.draws_of_base(key, params, self._term)
+        return None if draws is None else (draws, state)
+
+    def _term(self, flow: Flow, z: Array) -> tuple[Array, Array]:
+        """Path term and log weight of a draw of the base (D,)."""
+        x, log_q, score = draw_with_score(flow, z, self.passes)
+        log_p, force = jax.value_and_grad(self.target)(jax.lax.stop_gradient(x))  # pyright: ignore[reportArgumentType]
+        return path_term(x, score, force), log_p - log_q
+
     def _reverse(self, key: Key, params: PyTree, batch: Batch | None) -> Estimate:
-        if batch is not None:
-            raise ValueError("direction='reverse' draws from the flow and takes no batch that is handed over.")
-        z, target = self.base_draws(key, params), self.target
+        _takes_no(batch)
+        z = self.base_draws(key, params)
 
         def objective(params: PyTree) -> tuple[Array, Array]:
             flow = self.flow(params)
-
-            def one(z: Array) -> tuple[Array, Array]:
-                x, log_q, score = draw_with_score(flow, z, self.passes)
-                log_p, force = jax.value_and_grad(target)(jax.lax.stop_gradient(x))  # pyright: ignore[reportArgumentType]
-                return path_term(x, score, force), log_p - log_q
-
-            terms, log_weight = jax.vmap(one)(z)
+            terms, log_weight = jax.vmap(lambda z: self._term(flow, z))(z)
             return jnp.mean(terms), log_weight
 
         gradient, log_weight = jax.grad(objective, has_aux=True)(params)
@@ -208,6 +227,11 @@ class PathGradient(AbstractFlowGradient):
 
     def _forces(self, draws: Array) -> Array:
         return jax.lax.map(jax.grad(self.target), draws, batch_size=_BLOCK)  # pyright: ignore[reportArgumentType]
+
+
+def _takes_no(batch: Batch | None) -> None:
+    if batch is not None:
+        raise ValueError("direction='reverse' draws from the flow and takes no batch that is handed over.")
 
 
 def draw_with_score(flow: Flow, z: Array, passes: int = 1) -> tuple[Array, Array, Array]:

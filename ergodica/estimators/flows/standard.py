@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ergodica.core import check
 from ergodica.core.flow import Flow, flat_log_density
 from ergodica.core.posterior import as_partial
-from ergodica.core.types import Batch, Estimate, Key, PyTree
+from ergodica.core.types import Batch, Draws, Estimate, Key, PyTree
 from ergodica.estimators.flows.gradient import AbstractFlowGradient, check_draws, check_flow, dtype_of, rows
 
 
@@ -68,18 +68,12 @@ class ReverseKL(AbstractFlowGradient):
 
     def estimate(self, key: Key, params: PyTree, state: None, batch: Batch | None = None) -> tuple[Estimate, None]:
         """Estimate the gradient from fresh draws of the flow."""
-        if batch is not None:
-            raise ValueError("ReverseKL draws from the flow and takes no batch that is handed over.")
+        self._takes_no(batch)
         z = self.base_draws(key, params)
 
         def objective(params: PyTree) -> tuple[Array, Array]:
             flow = self.flow(params)
-
-            def one(z: Array) -> Array:
-                x, log_det = flow.layer.forward(z)
-                return self.target(x) + log_det - flow.base.log_prob(z)
-
-            log_weight = jax.vmap(one)(z)
+            log_weight = jax.vmap(lambda z: self._log_weight(flow, z))(z)
             return jnp.mean(log_weight), log_weight
 
         (value, log_weight), gradient = jax.value_and_grad(objective, has_aux=True)(params)
@@ -88,6 +82,35 @@ class ReverseKL(AbstractFlowGradient):
     def probe(self, key: Key, params: PyTree, state: None) -> Estimate:
         """An independent estimate."""
         return self.estimate(key, params, state)[0]
+
+    def per_draw(
+        self,
+        key: Key,
+        params: PyTree,
+        state: None,
+        batch: Batch | None = None,
+        *,
+        linearise: bool = False,
+        independent: bool = False,  # noqa: ARG002  (all draws are fresh)
+    ) -> tuple[Draws, None] | None:
+        """The base's draws one by one, where the base is standard normal."""
+        self._takes_no(batch)
+
+        def objective(flow: Flow, z: Array) -> tuple[Array, Array]:
+            log_weight = self._log_weight(flow, z)
+            return log_weight, log_weight
+
+        draws = self.draws_of_base(key, params, objective, linearise=linearise)
+        return None if draws is None else (draws, state)
+
+    def _log_weight(self, flow: Flow, z: Array) -> Array:
+        x, log_det = flow.layer.forward(z)
+        return self.target(x) + log_det - flow.base.log_prob(z)
+
+    @staticmethod
+    def _takes_no(batch: Batch | None) -> None:
+        if batch is not None:
+            raise ValueError("ReverseKL draws from the flow and takes no batch that is handed over.")
 
 
 class MaximumLikelihood(AbstractFlowGradient):

@@ -11,10 +11,11 @@ from numpyro.handlers import replay, seed, substitute, trace
 
 from ergodica.core import check
 from ergodica.core.gradient import AbstractGradientEstimator
-from ergodica.core.types import Batch, Estimate, Key, PyTree, Reference
+from ergodica.core.types import Batch, Draws, Estimate, Key, PyTree, Reference
 from ergodica.estimators.variational.numpyro_loss import NumPyroLoss, as_loss
 from ergodica.estimators.variational.objectives.loss import AbstractLoss
-from ergodica.estimators.variational.structure import Program
+from ergodica.estimators.variational.per_draw import per_draw
+from ergodica.estimators.variational.structure import Program, inspect
 from ergodica.estimators.variational.watch import Watch
 from ergodica.estimators.variational.wrap import LEARNED
 
@@ -62,7 +63,7 @@ class VariationalGradient(AbstractGradientEstimator):
     args: tuple
     kwargs: dict
 
-    def __init__(self, loss: Any, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, loss: Any, model: Callable, guide: Callable, /, *args: Any, **kwargs: Any) -> None:
         self.loss = as_loss(loss)
         self.model = check.function("model", model)
         self.guide = check.function("guide", guide)
@@ -91,12 +92,7 @@ class VariationalGradient(AbstractGradientEstimator):
         self, key: Key, params: PyTree, state: dict[str, PyTree], batch: Batch | None = None
     ) -> tuple[Estimate, dict[str, PyTree]]:
         """Estimate the objective's gradient from fresh particles."""
-        if batch is not None:
-            raise ValueError(
-                f"{type(self).__name__} takes no batch that is handed over; data are arguments of the model: make "
-                "another one with other arguments."
-            )
-
+        self._takes_no(batch)
         runs = []
 
         def value(params: PyTree) -> tuple[jax.Array, dict]:
@@ -120,10 +116,31 @@ class VariationalGradient(AbstractGradientEstimator):
 
     def estimate_apart(self, key_data: Key, key: Key, params: PyTree, state: dict[str, PyTree]) -> Estimate | None:
         """Estimate with the plates' subsamples drawn from a key of their own."""
-        sites = self._sites(key_data)
-        taken = {n: s["value"] for n, s in sites.items() if s["type"] == "plate" and s["args"][0] != len(s["value"])}
-        model, guide = (substitute(program, data=taken) for program in (self.model, self.guide))
-        return VariationalGradient(self.loss, model, guide, *self.args, **self.kwargs).estimate(key, params, state)[0]
+        program = self._on_subsamples(key_data)
+        other = VariationalGradient(self.loss, program.model, program.guide, *self.args, **self.kwargs)
+        return other.estimate(key, params, state)[0]
+
+    def per_draw(
+        self,
+        key: Key,
+        params: PyTree,
+        state: dict[str, PyTree],
+        batch: Batch | None = None,
+        *,
+        linearise: bool = False,
+        independent: bool = False,  # noqa: ARG002  (all draws are fresh)
+    ) -> tuple[Draws, dict[str, PyTree]] | None:
+        """Particles of an `ELBO` one by one, with the noise of all Gaussian sites that `Reparam` draws.
+
+        ``None`` under other objectives, without such sites, and where an estimator looks at other particles or remembers.
+        """
+        self._takes_no(batch)
+        program = self.program
+        if inspect(program, self.constrain(params)).subsampled:
+            key_data, key = jax.random.split(key)
+            program = self._on_subsamples(key_data)
+        draws = per_draw(self, program, key, params, linearise=linearise)
+        return None if draws is None else (draws, state)
 
     def with_budget(self, budget: int) -> "VariationalGradient | None":
         """The estimator with as many particles as run the program ``budget`` times, where the objective is a mean over them."""
@@ -160,6 +177,20 @@ class VariationalGradient(AbstractGradientEstimator):
     def program(self) -> Program:
         """Model, guide and their arguments."""
         return Program(self.model, self.guide, self.args, self.kwargs)
+
+    def _takes_no(self, batch: Batch | None) -> None:
+        if batch is not None:
+            raise ValueError(
+                f"{type(self).__name__} takes no batch that is handed over; data are arguments of the model: make "
+                "another one with other arguments."
+            )
+
+    def _on_subsamples(self, key: Key) -> Program:
+        """The program with subsamples of its plates that are drawn once."""
+        sites = self._sites(key)
+        taken = {n: s["value"] for n, s in sites.items() if s["type"] == "plate" and s["args"][0] != len(s["value"])}
+        model, guide = (substitute(program, data=taken) for program in (self.model, self.guide))
+        return Program(model, guide, self.args, self.kwargs)
 
     def _parameter_sites(self, key: Key) -> dict[str, Any]:
         return {name: site for name, site in self._sites(key).items() if site["type"] == "param"}

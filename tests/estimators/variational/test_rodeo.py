@@ -8,9 +8,10 @@ import numpyro.distributions as dist
 import pytest
 
 import ergodica as erg
+from ergodica.core.stein import flip_probability, gibbs_stein_flips
 from ergodica.estimators import RODEO, LeaveOneOut
 from ergodica.estimators.variational.sites import rodeo
-from ergodica.estimators.variational.sites.rodeo import flip_probability, scored_stein, stein_terms
+from ergodica.estimators.variational.sites.rodeo import scored_stein
 from ergodica.estimators.variational.wrap import LEARNED
 from tests.support.exact_programs import CASES, exact_elbo
 from tests.support.forced_bits import (
@@ -47,7 +48,7 @@ def means_of_the_operator(flip_of):
     flipped = [np.abs(bits - np.eye(3, dtype=int)[i]) for i in range(3)]
     at_flips = np.stack([values[tuple(f.T)] for f in flipped], axis=-1)
     flip = flip_of(bits, p)
-    total = stein_terms(at_draw, at_flips, flip).sum(axis=-1, keepdims=True)
+    total = gibbs_stein_flips(at_draw, at_flips, flip).sum(axis=-1, keepdims=True)
     return weights @ total, weights @ scored_stein(bits, p, total, at_flips, 0.37, flip)
 
 

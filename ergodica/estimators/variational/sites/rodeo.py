@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from ergodica.core import check
 from ergodica.core.leave_one_out import leave_one_out_mean
+from ergodica.core.stein import flip_probability, gibbs_stein_flips
 from ergodica.core.types import Key, PyTree
 from ergodica.estimators.variational.facts import Context, Distribution, Downstream, Draw, Site
 from ergodica.estimators.variational.site import AbstractSiteEstimator, score_surrogate
@@ -24,21 +25,6 @@ from ergodica.estimators.variational.sites.relaxation import (
     sum_elements,
 )
 from ergodica.estimators.variational.sites.reparam import other_than_reparam
-
-
-def flip_probability(bits: Array, p: Array) -> Array:
-    r"""Probability :math:`q(\lnot x_i)` of the other value of each bit."""
-    return bits + p - 2 * bits * p
-
-
-def stein_terms(at_draw: Array, at_flips: Array, flip: Array) -> Array:
-    r"""Terms of the Gibbs–Stein operator, whose sum over independent bits has mean zero (Shi et al. 2022).
-
-    .. math:: (\mathcal A h)(x) = \sum_i q(\lnot x_i) \left[ h(x^{\lnot i}) - h(x) \right]
-
-    with :math:`h` at the draw, and at the draw with bit :math:`i` changed.
-    """
-    return flip * (at_flips - at_draw)
 
 
 def scored_stein(bits: Array, p: Array, total: Array, at_flips: Array, centre: Array, flip: Array) -> Array:
@@ -57,7 +43,8 @@ class RODEO(AbstractSiteEstimator):
         \hat g = \frac1K \sum_k \Big[ \Big( f_k - \frac{1}{K-1} \sum_{j \ne k} \left( f_j + \alpha (\mathcal A h_j)(x_j) \right)
         \Big) \nabla \log q(x_k) + \beta (\mathcal A \tilde h_k)(x_k) \Big]
 
-    with the operator of `stein_terms` and, from the cost's expansions about the other particles' draws,
+    with :math:`\mathcal A` the sum of `ergodica.core.stein.gibbs_stein_flips` over independent bits and, from the cost's
+    expansions about the other particles' draws,
 
     .. math::
 
@@ -169,7 +156,7 @@ class RODEO(AbstractSiteEstimator):
         _, slope = jax.lax.stop_gradient(cost_and_slope(site, downstream, one_hot))
         flip = flip_probability(bits, p)
         at_draw, at_flips, at_mean = self._functions(learned.get("psi"), cost, slope[..., 1], bits, p)
-        total = sum_elements(stein_terms(over_elements(at_draw, bits), at_flips, flip), cost)
+        total = sum_elements(gibbs_stein_flips(over_elements(at_draw, bits), at_flips, flip), cost)
         signal = cost - leave_one_out_mean(cost + learned["alpha"].astype(cost.dtype) * total)
         stein = scored_stein(bits, p, over_elements(total, bits), at_flips, over_elements(at_mean, bits), flip)
         stein = learned["beta"].astype(stein.dtype) * stein
