@@ -6,6 +6,9 @@ from ergodica.diagnostics.control_variates import control_variate_expectation as
 from ergodica.diagnostics.diagnosis import Check as Check
 from ergodica.diagnostics.diagnosis import Diagnosis as Diagnosis
 from ergodica.diagnostics.expectation import weighted_mean as weighted_mean
+from ergodica.diagnostics.flow_metrics import FlowMetrics as FlowMetrics
+from ergodica.diagnostics.flow_report import FlowReport as FlowReport
+from ergodica.diagnostics.flow_report import flow_report as flow_report
 from ergodica.diagnostics.function_space import chain_disagreement as chain_disagreement
 from ergodica.diagnostics.function_space import function_draws as function_draws
 from ergodica.diagnostics.gradient_points import training_points as training_points
@@ -25,10 +28,13 @@ from ergodica.diagnostics.scoring import binomial_interval as binomial_interval
 from ergodica.diagnostics.scoring import brier_score as brier_score
 from ergodica.diagnostics.scoring import crps_gaussian_mixture as crps_gaussian_mixture
 from ergodica.diagnostics.scoring import expected_calibration_error as expected_calibration_error
+from ergodica.diagnostics.training_plot import plot_fit as plot_fit
 
 __all__ = [
     "Check",
     "Diagnosis",
+    "FlowMetrics",
+    "FlowReport",
     "GuideCheck",
     "HeldOutSums",
     "binomial_interval",
@@ -43,8 +49,10 @@ __all__ = [
     "crps_gaussian_mixture",
     "diagnose",
     "expected_calibration_error",
+    "flow_report",
     "function_draws",
     "held_out_sums",
+    "plot_fit",
     "plot_running_temperature",
     "plot_temperature",
     "predictive",

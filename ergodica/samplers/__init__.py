@@ -4,6 +4,7 @@ from ergodica.samplers import schedules as schedules
 from ergodica.samplers.amagold import AMAGOLD
 from ergodica.samplers.averaged import Averaged
 from ergodica.samplers.federated import Federated
+from ergodica.samplers.flow_proposal import FlowIMH
 from ergodica.samplers.force_gradient import ForceGradient
 from ergodica.samplers.langevin import SGLD
 from ergodica.samplers.multiplicative import MultiplicativeLangevin
@@ -26,6 +27,7 @@ __all__ = [
     "UBU",
     "Averaged",
     "Federated",
+    "FlowIMH",
     "ForceGradient",
     "LieTrotter",
     "MultiplicativeLangevin",
