@@ -25,6 +25,7 @@ from ergodica.models.flows.coupling import AffineCoupling, SplineCoupling
 from ergodica.models.flows.elementwise import ElementwiseAffine, ElementwiseSpline, SinhArcsinh
 from ergodica.models.flows.linear import Householder, LinearLU, Permutation
 from ergodica.models.flows.masks import alternating_mask, checkerboard_mask, half_mask
+from ergodica.models.flows.neutra import neutra
 
 __all__ = [
     "AbstractLayer",
@@ -48,6 +49,7 @@ __all__ = [
     "half_mask",
     "inverse_autoregressive_flow",
     "masked_autoregressive_flow",
+    "neutra",
     "real_nvp",
     "spline_flow",
 ]
