@@ -113,9 +113,8 @@ def test_one_trace_serves_all_data_of_one_shape(row):
 def test_no_key_is_used_twice(row):
     case = program()
     jax.eval_shape(calls, gradient_of(row, case), jax.random.key(0), case.params)
-    jax.jit(lambda e, key, params: e.estimate(key, params, e.init(jax.random.key(1), params))[0].gradient)(
-        gradient_of(row, case), jax.random.key(0), case.params
-    )
+    traced = jax.jit(lambda e, key, params: e.estimate(key, params, e.init(jax.random.key(1), params))[0].gradient)
+    traced.trace(gradient_of(row, case), jax.random.key(0), case.params)
 
 
 @one_row

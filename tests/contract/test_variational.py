@@ -199,7 +199,8 @@ def test_describes_itself(row):
 def test_no_key_is_used_twice(row):
     case = program()
     estimator = erg.estimators.VariationalGradient(row.make(2), case.model, case.guide, *case.args)
-    jax.jit(lambda e, key, params: e.estimate(key, params, {})[0].gradient)(estimator, jax.random.key(0), case.params)
+    traced = jax.jit(lambda e, key, params: e.estimate(key, params, {})[0].gradient)
+    traced.trace(estimator, jax.random.key(0), case.params)
 
 
 @every_objective
