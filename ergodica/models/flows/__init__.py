@@ -4,6 +4,8 @@
 layer                                                  score rule
 =====================================================  =========================================================================
 `AffineCoupling`, `SplineCoupling`                     one derivative of the network by its input
+`LogisticMixtureCoupling`, `CircularCoupling`,         one derivative of the network by its input; roots on the way back only
+`PlaquetteCoupling`
 `ElementwiseAffine`, `SinhArcsinh`, `ElementwiseSpline`  division by the slope
 `Permutation`, `Householder`                           the map itself
 `LinearLU`                                             two triangular solves
@@ -23,6 +25,8 @@ from ergodica.models.flows.builders import (
 from ergodica.models.flows.composition import Inverted, Stacked
 from ergodica.models.flows.coupling import AffineCoupling, SplineCoupling
 from ergodica.models.flows.elementwise import ElementwiseAffine, ElementwiseSpline, SinhArcsinh
+from ergodica.models.flows.gauge import PlaquetteCoupling, u1_flow
+from ergodica.models.flows.implicit import CircularCoupling, LogisticMixtureCoupling
 from ergodica.models.flows.linear import Householder, LinearLU, Permutation
 from ergodica.models.flows.masks import alternating_mask, checkerboard_mask, half_mask
 from ergodica.models.flows.neutra import neutra
@@ -32,13 +36,16 @@ __all__ = [
     "AffineCoupling",
     "Autoregressive",
     "Chain",
+    "CircularCoupling",
     "ElementwiseAffine",
     "ElementwiseSpline",
     "Flow",
     "Householder",
     "Inverted",
     "LinearLU",
+    "LogisticMixtureCoupling",
     "Permutation",
+    "PlaquetteCoupling",
     "SinhArcsinh",
     "SplineCoupling",
     "Stacked",
@@ -52,4 +59,5 @@ __all__ = [
     "neutra",
     "real_nvp",
     "spline_flow",
+    "u1_flow",
 ]
