@@ -304,6 +304,7 @@ def _finish(run: Run, result: Result) -> Fit:
     attributes = {
         "gradient": type(job.gradient).__name__,
         "settings": json.dumps(describe(job.gradient)),
+        "monitored": job.monitor.metric,
         "monitor": json.dumps(dataclasses.asdict(job.monitor)),
         "evaluate_every": job.evaluate_every,
         "seed": job.seed,
