@@ -3,7 +3,9 @@
 
 PYTHON := .venv/bin/python
 JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
-export JAX_COMPILATION_CACHE_DIR
+# Most of a short process is the compilation of small programs: they are kept too, and every process reads them.
+JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+export JAX_COMPILATION_CACHE_DIR JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS
 WORKERS ?= 2
 
 .PHONY: demo test test-flower lint types docs examples bench bench-peers sweep clean

@@ -70,7 +70,7 @@ nb_execution_cache_path = str(ROOT / "docs" / "_build" / "jupyter_cache" / _hash
 
 # what the kernels that run the pages inherit
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["COLUMNS"] = "100"
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, under a kernel without widgets
