@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln
 
-from ergodica.models.zoo.visit_regression import VisitRegression, visit_regression
+from ergodica.models.zoo.visits import VisitRegression, visit_regression
 
 jax.config.update("jax_enable_x64", True)
 

@@ -18,6 +18,8 @@ from ergodica.diagnostics.guide import check_guide as check_guide
 from ergodica.diagnostics.held_out import HeldOutSums as HeldOutSums
 from ergodica.diagnostics.held_out import combine_held_out as combine_held_out
 from ergodica.diagnostics.held_out import held_out_sums as held_out_sums
+from ergodica.diagnostics.observables import chain_expectation as chain_expectation
+from ergodica.diagnostics.observables import importance_expectation as importance_expectation
 from ergodica.diagnostics.plots import plot_running_temperature as plot_running_temperature
 from ergodica.diagnostics.plots import plot_temperature as plot_temperature
 from ergodica.diagnostics.predictive import crps as crps
@@ -41,6 +43,7 @@ __all__ = [
     "brier_score",
     "calibration",
     "chain_disagreement",
+    "chain_expectation",
     "check_guide",
     "combine_held_out",
     "compare_gradients",
@@ -52,6 +55,7 @@ __all__ = [
     "flow_report",
     "function_draws",
     "held_out_sums",
+    "importance_expectation",
     "plot_fit",
     "plot_running_temperature",
     "plot_temperature",

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ergodica.models.zoo.many_well import quartic_law
 from ergodica.models.zoo.target import ReferenceValue
+from ergodica.models.zoo.wells import quartic_law
 
 _STORED = "data/phi4.json"
 _GRID = 2001
