@@ -44,8 +44,10 @@ from ergodica.estimators.policy import (
     gradient_variance_allocation,
     optimal_allocation,
 )
+from ergodica.estimators.stein import SteinControl
 
 if TYPE_CHECKING:
+    from ergodica.estimators.flows.numpyro_guide import PathELBO
     from ergodica.estimators.variational import (
         DARN,
         ELBO,
@@ -127,6 +129,7 @@ __all__ = [
     "MovingAverage",
     "MuProp",
     "Network",
+    "PathELBO",
     "PathGradient",
     "PersistentChains",
     "PersistentEvolution",
@@ -143,6 +146,7 @@ __all__ = [
     "RobustAggregate",
     "Score",
     "SiteError",
+    "SteinControl",
     "StraightThrough",
     "UnorderedSet",
     "VariationalGradient",
@@ -160,10 +164,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is not there yet at first use: those of `variational`, since they import NumPyro."""
+    """Import what is not there yet at first use: what imports NumPyro."""
     if name not in __all__:
         raise AttributeError(f"module 'ergodica.estimators' has no attribute {name!r}")
-    value = getattr(importlib.import_module("ergodica.estimators.variational"), name)
+    module = "flows.numpyro_guide" if name == "PathELBO" else "variational"
+    value = getattr(importlib.import_module(f"ergodica.estimators.{module}"), name)
     globals()[name] = value
     return value
 

@@ -53,7 +53,7 @@ def gradient_of(row, case):
 
 
 def test_table_is_complete():
-    assert {row.name for row in ROWS} | {row.name for row in OBJECTIVES} == public(AbstractLoss)
+    assert {row.name for row in ROWS} | {row.name for row in OBJECTIVES} == public(AbstractLoss) - {"PathELBO"}
 
 
 @one_row

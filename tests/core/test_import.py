@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("arviz", "blackjax", "flowjax", "h5py", "matplotlib", "numpyro", "optax", "rich", "scipy", "typer", "xarray")
+HEAVY = ("arviz", "blackjax", "diffrax", "flowjax", "h5py", "matplotlib", "numpyro", "optax", "rich", "scipy", "typer", "xarray")
 
 PROGRAM = """
 import sys, time

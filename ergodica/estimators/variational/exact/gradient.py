@@ -16,7 +16,7 @@ from ergodica.estimators.variational.exact.bounds import Bound, OnGrid, evaluate
 from ergodica.estimators.variational.exact.grid import Grid, make_grid
 from ergodica.estimators.variational.gradient import VariationalGradient
 from ergodica.estimators.variational.numpyro_loss import NumPyroLoss
-from ergodica.estimators.variational.objectives.elbo import ELBO
+from ergodica.estimators.variational.objectives.loss import AbstractLoss
 from ergodica.estimators.variational.objectives.weighted import AbstractWeightedBound
 
 NUM_NODES = (16, 25, 36, 55, 80, 121)
@@ -167,7 +167,7 @@ def bound_of(loss: Any) -> Bound:
             return ELBO_BOUND
     elif isinstance(loss, AbstractWeightedBound):
         return Bound(loss.power(float), loss.num_particles)
-    elif isinstance(loss, ELBO):
+    elif isinstance(loss, AbstractLoss) and loss.estimates_elbo:
         return ELBO_BOUND
     of = loss.of if isinstance(loss, NumPyroLoss) else loss
     raise UnknownObjective(

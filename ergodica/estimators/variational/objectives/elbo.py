@@ -71,6 +71,7 @@ class ELBO(AbstractObjective):
     """
 
     references: ClassVar = ("ranganath2014", "schulman2015")
+    estimates_elbo: ClassVar[bool] = True
 
     def combine(self, run: Run) -> Array:
         """Mean over particles of the weighted terms."""

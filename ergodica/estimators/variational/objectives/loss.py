@@ -31,6 +31,8 @@ class AbstractLoss(eqx.Module):
     references: ClassVar[tuple[str, ...]] = ()
     can_infer_discrete: ClassVar[bool] = True
     multi_sample_guide: ClassVar[bool] = False
+    estimates_elbo: ClassVar[bool] = False
+    """Whether the objective is the plain evidence lower bound, whose gradient can be had by quadrature."""
 
     @abc.abstractmethod
     def evaluate(self, key: Key, params: dict, program: Program, state: dict, learned: dict) -> Evaluation:
