@@ -123,11 +123,22 @@ def _coupling(bijection: Any, x: Array, score: Array, condition: Array | None) -
 
     .. math:: s'_c = s_c - (\partial y_t/\partial x_c)^\top s'_t - \partial_c \ell
     """
-    (y, log_det, _), products = _linearised(bijection, x, condition)
-    transformed = jnp.arange(x.size) >= bijection.untransformed_dim
-    slope, derivative = products(jnp.zeros_like(y), 1.0), products(transformed.astype(y.dtype), 0.0)
-    moved = jnp.where(transformed, (score - slope) / jnp.where(transformed, derivative, jnp.ones_like(y)), 0.0)
-    return y, log_det, jnp.where(transformed, moved, score - products(moved, 1.0))
+    y, log_det = bijection.transform_and_log_det(x, condition)
+    held, condition = constant((bijection, condition))
+    parts = jnp.split(jax.lax.stop_gradient(x), [bijection.untransformed_dim])
+
+    def transform(*parts: Array) -> tuple[Array, Array]:
+        return held.transform_and_log_det(jnp.concatenate(parts), condition)
+
+    # apart, so that the first two products leave the conditioner out
+    (_, held_log_det), pull = jax.vjp(transform, *parts)
+    one, zeros = jnp.ones_like(held_log_det), jnp.zeros_like(y)
+    _, slope = pull((zeros, one))
+    _, derivative = pull((zeros.at[bijection.untransformed_dim :].set(1.0), 0.0 * one))
+    first, second = jnp.split(score, [bijection.untransformed_dim])
+    second = (second - slope) / derivative
+    through, _ = pull((zeros.at[bijection.untransformed_dim :].set(second), one))
+    return y, log_det, jnp.concatenate([first - through, second])
 
 
 @_with(fb.MaskedAutoregressive, fb.BlockAutoregressiveNetwork)

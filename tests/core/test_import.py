@@ -3,7 +3,20 @@
 import subprocess
 import sys
 
-HEAVY = ("arviz", "blackjax", "diffrax", "flowjax", "h5py", "matplotlib", "numpyro", "optax", "rich", "scipy", "typer", "xarray")
+HEAVY = (
+    "arviz",
+    "blackjax",
+    "diffrax",
+    "flowjax",
+    "h5py",
+    "matplotlib",
+    "numpyro",
+    "optax",
+    "rich",
+    "scipy",
+    "typer",
+    "xarray",
+)
 
 PROGRAM = """
 import sys, time
