@@ -9,6 +9,7 @@ layer                                                  score rule
 `ElementwiseAffine`, `SinhArcsinh`, `ElementwiseSpline`  division by the slope
 `Permutation`, `Householder`                           the map itself
 `LinearLU`                                             two triangular solves
+`Continuous` (needs diffrax)                           the equation of the score, solved along
 `Autoregressive`                                       a triangular solve; the other way one derivative
 `Chain`, `Stacked`, `Inverted`                         those of what they are made of
 =====================================================  =========================================================================
@@ -23,6 +24,7 @@ from ergodica.models.flows.builders import (
     spline_flow,
 )
 from ergodica.models.flows.composition import Inverted, Stacked
+from ergodica.models.flows.continuous import Continuous, Hutchinson, VelocityField, continuous_flow
 from ergodica.models.flows.coupling import AffineCoupling, SplineCoupling
 from ergodica.models.flows.elementwise import ElementwiseAffine, ElementwiseSpline, SinhArcsinh
 from ergodica.models.flows.gauge import PlaquetteCoupling, u1_flow
@@ -37,10 +39,12 @@ __all__ = [
     "Autoregressive",
     "Chain",
     "CircularCoupling",
+    "Continuous",
     "ElementwiseAffine",
     "ElementwiseSpline",
     "Flow",
     "Householder",
+    "Hutchinson",
     "Inverted",
     "LinearLU",
     "LogisticMixtureCoupling",
@@ -51,8 +55,10 @@ __all__ = [
     "Stacked",
     "StandardNormal",
     "UniformTorus",
+    "VelocityField",
     "alternating_mask",
     "checkerboard_mask",
+    "continuous_flow",
     "half_mask",
     "inverse_autoregressive_flow",
     "masked_autoregressive_flow",

@@ -20,6 +20,7 @@ name                     dimension   reference           draws   what
 `phi4`                   T x L       closed form (free   free    a scalar field on a periodic lattice, with one phase or
                                      theory), transfer           two signs
                                      matrices, chains
+`u1_gauge`               2 T x L     closed form         yes     a gauge field of angles, with topological charges
 `eight_schools`          10          quadrature          no      a hierarchical posterior with a funnel
 `visit_regression`       10          importance          no      posterior of the regression of `doctor_visits`
                                      sampling
@@ -32,6 +33,7 @@ from ergodica.models.zoo.doctor_visits import doctor_visits, logistic_regression
 from ergodica.models.zoo.lattice_field import phi4
 from ergodica.models.zoo.mixtures import gaussian_mixture, gaussian_mixture_cube
 from ergodica.models.zoo.schools import eight_schools
+from ergodica.models.zoo.u1 import u1_gauge
 from ergodica.models.zoo.visits import visit_regression
 from ergodica.models.zoo.wells import many_well
 
@@ -45,5 +47,6 @@ __all__ = [
     "logistic_regression",
     "many_well",
     "phi4",
+    "u1_gauge",
     "visit_regression",
 ]
