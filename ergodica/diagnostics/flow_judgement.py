@@ -130,7 +130,7 @@ def notes_of(judgement: Judgement, *, approximate: bool) -> list[str]:
     notes = []
     if judgement.below:
         forward, reverse = (float(judgement.found[f"ess_{name}"].value) for name in ("forward", "reverse"))
-        what = "Modes dropped" if judgement.unseen >= UNSEEN else "Tails too light, or a small mode dropped"
+        what = "Modes or tails dropped" if judgement.unseen >= UNSEEN else "Tails too light, or a small mode dropped"
         notes.append(
             f"{what}: the forward effective sample size, {forward:.2g}, is far below the reverse one, {reverse:.2g}, and both "
             f"estimate the same number. {judgement.unseen:.1%} of the target's draws weigh more than any of the flow's: so much of "

@@ -204,4 +204,4 @@ def _log_weights(log_p: Array, log_q: Array) -> tuple[np.ndarray, float]:
     size = max((float(np.max(np.abs(x[np.isfinite(x)]), initial=0.0)) for x in (log_p, log_q)), default=0.0)
     eps = max(float(jnp.finfo(x.dtype).eps) for x in (log_p, log_q))
     with np.errstate(invalid="ignore"):
-        return log_p.astype(np.float64) - log_q.astype(np.float64), _ROUNDING_UNITS * eps * size
+        return np.asarray(log_p, np.float64) - np.asarray(log_q, np.float64), _ROUNDING_UNITS * eps * size

@@ -223,7 +223,7 @@ def test_a_dropped_mode_shows_in_the_targets_draws_alone():
     assert seeing.modes_dropped is True
     assert seeing.table.loc["ess_forward", "estimate"] < 1e-3
     assert abs(seeing.unseen - 0.5) < 5 * 0.5 / np.sqrt(len(of_target))
-    assert seeing.notes[0].startswith("Modes dropped")
+    assert seeing.notes[0].startswith("Modes or tails dropped")
     # importance sampling sees half of the mass; the bridge sees all
     np.testing.assert_allclose(seeing.table.loc["log_z", "estimate"], LOG_Z - np.log(2), atol=0.01)
     bridge = seeing.table.loc["log_z_bridge"]
