@@ -146,7 +146,7 @@ def gibbs_stein_terms(at_draw: AnyArray, at_values: AnyArray, conditional: AnyAr
 
     References
     ----------
-    Shi et al. (2022), section 3; Barbour (1988).
+    Shi et al. (2022), section 3.
     """
     return (conditional * at_values).sum(-1) - at_draw[..., None]
 

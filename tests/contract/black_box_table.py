@@ -87,6 +87,63 @@ BLACK_BOX = [
 ]
 
 
+def _controlled(controls="linear", *options, **settings):
+    plain = {"num_directions": 32, **settings}
+    return lambda p: erg.estimators.SteinControl(
+        erg.estimators.ForwardGradient(minibatch_of("uniform")(p), **plain), controls, *options
+    )
+
+
+def _log_density(posterior, params):
+    return posterior.log_density(params)
+
+
+def _itself(x):
+    return x
+
+
+def _controlled_evolution(posterior):
+    plain = erg.estimators.EvolutionStrategy(jax.tree_util.Partial(_log_density, posterior), 1.5, 16)
+    return erg.estimators.SteinControl(plain, _itself, "moving-average", "all", ridge=0.1)
+
+
+BLACK_BOX += [
+    EstimatorRow(
+        "SteinControl",
+        _controlled("quadratic"),
+        "SteinControl-leave-one-out",
+        random_directions=True,
+        bad_input=(_controlled("cubic"), ValueError, "controls must be one of 'linear', 'quadratic', 'linearised'"),
+    ),
+    EstimatorRow(
+        "SteinControl",
+        _controlled("quadratic", "split", "block"),
+        "SteinControl-split",
+        random_directions=True,
+        bad_input=(
+            lambda p: erg.estimators.SteinControl(minibatch_of("uniform")(p)),
+            TypeError,
+            "gradient must hand over its draws and their noise; Minibatch does not",
+        ),
+    ),
+    EstimatorRow(
+        "SteinControl",
+        _controlled_evolution,
+        "SteinControl-moving-average",
+        unbiased=False,
+        streams=False,
+        adapts_posterior=True,
+        takes_posterior=False,
+        random_directions=True,
+        bad_input=(
+            lambda p: erg.estimators.SteinControl(p),
+            TypeError,
+            "gradient must be an AbstractGradientEstimator",
+        ),
+    ),
+]
+
+
 class NormalPolicy(eqx.Module):
     """A normal around the parameters, as one vector, with standard deviation 2: far from the density at its mean."""
 

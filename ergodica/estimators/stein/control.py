@@ -64,6 +64,7 @@ class SteinControl(AbstractGradientEstimator):
         are scaled to variance 1 under a standard normal). 0 asks for more draws than controls.
     decay : float
         For "moving-average": weight of the last call's moments in this one's. ``n / (1 - decay)`` draws are remembered.
+        `init` then looks at a call's shapes, and needs a batch where data are streamed.
     select : int, optional
         For ``per="matrix"`` with "split" or "moving-average": keep the controls that explain most, each by itself, judged on
         the same draws as the coefficients.
@@ -122,7 +123,7 @@ class SteinControl(AbstractGradientEstimator):
     decay: float = eqx.field(static=True)
     select: int | None = eqx.field(static=True)
 
-    references: ClassVar = ("mira2013", "oates2017", "miller2017")
+    references: ClassVar = ("mira2013", "oates2017", "miller2017", "geffner2018")
 
     def __init__(
         self,
