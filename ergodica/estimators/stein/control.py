@@ -143,8 +143,9 @@ class SteinControl(AbstractGradientEstimator):
         linearised = controls == "linearised"
         self.coefficients = check.one_of("coefficients", coefficients, COEFFICIENTS)
         self.per = check.one_of("per", per or ("block" if linearised else "matrix"), PER)
-        self.ridge = float(check.positive("ridge", ridge, allow_zero=True))
-        self.decay = float(check.positive("decay", decay, allow_zero=True))
+        check.positive("ridge", ridge, allow_zero=True)
+        check.positive("decay", decay, allow_zero=True)
+        self.ridge, self.decay = float(ridge), float(decay)  # structure: they decide how many draws are enough
         self.select = None if select is None else check.integer("select", select)
         if self.decay >= 1:
             raise ValueError(f"decay must be below 1; got {decay}.")

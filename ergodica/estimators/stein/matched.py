@@ -1,6 +1,7 @@
 """Coefficients of controls that have the shape of the gradient: each entry has controls of its own."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,12 @@ from ergodica.core.types import Draws, PyTree
 from ergodica.estimators.stein.shared import Moments
 
 
-def matched_controls(draws: Draws, controls: object, params: PyTree, dtype: jnp.dtype) -> Array:
+def matched_controls(draws: Draws, controls: Any, params: PyTree, dtype: jnp.dtype) -> Array:
     """Controls (n, R, P) for the entries of the raveled gradient; zero where an entry has no point of its own."""
     if controls == "linearised":
         return jax.vmap(tree.ravel)(draws.linearised)[:, None, :].astype(dtype)
     x, score = draws.points.astype(dtype), draws.score.astype(dtype)
-    if callable(controls):
+    if not isinstance(controls, str):
         own = vector_controls(controls, x, score)
     else:
         own = diagonal_controls(x, score, 1 if controls == "linear" else 2)

@@ -1,6 +1,6 @@
 """Coefficients of controls that all entries of a gradient share, each entry with coefficients of its own."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,10 @@ class Moments(NamedTuple):
     seen: Array
 
 
-def shared_controls(draws: Draws, controls: object, dtype: jnp.dtype) -> Array:
+def shared_controls(draws: Draws, controls: Any, dtype: jnp.dtype) -> Array:
     """Controls (n, q), of variance 1 where the points are standard normal and the controls polynomials."""
     x, score = draws.points.astype(dtype), draws.score.astype(dtype)
-    if callable(controls):
+    if not isinstance(controls, str):
         return vector_controls(controls, x, score).reshape(len(x), -1)
     if controls == "linear":
         return polynomial_controls(x, score, 1)

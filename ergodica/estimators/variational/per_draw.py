@@ -64,7 +64,7 @@ def noise_shape(fn: Distribution) -> tuple[int, ...] | None:
     """Shape of the standard normal noise that a law's value is an explicit function of; ``None`` for other laws."""
     law, _ = _split(fn)
     if isinstance(law, dist.LowRankMultivariateNormal):
-        return (*fn.batch_shape, law.cov_factor.shape[-1] + law.event_shape[0])
+        return (*fn.batch_shape, jnp.shape(law.cov_factor)[-1] + law.event_shape[0])
     if isinstance(law, dist.Normal | dist.MultivariateNormal):
         return fn.batch_shape + fn.event_shape
     return None
@@ -73,14 +73,15 @@ def noise_shape(fn: Distribution) -> tuple[int, ...] | None:
 def value_of_noise(fn: Distribution, noise: Array) -> Array:
     """Value of a law made from normals, one of `noise_shape`, as NumPyro makes it."""
     law, outer = _split(fn)
+    own: Any = law
     shape = fn.batch_shape + fn.event_shape
     loc = jnp.broadcast_to(law.loc, shape)
     if isinstance(law, dist.LowRankMultivariateNormal):
-        rank = law.cov_factor.shape[-1]
-        value = loc + _times(law.cov_factor, noise[..., :rank], shape)
+        rank = own.cov_factor.shape[-1]
+        value = loc + _times(own.cov_factor, noise[..., :rank], shape)
         value = value + jnp.sqrt(jnp.broadcast_to(law.cov_diag, shape)) * noise[..., rank:]
     elif isinstance(law, dist.MultivariateNormal):
-        value = loc + _times(law.scale_tril, noise, shape)
+        value = loc + _times(own.scale_tril, noise, shape)
     else:
         value = loc + jnp.broadcast_to(law.scale, shape) * noise
     for transform in outer:
@@ -106,14 +107,16 @@ def per_draw(
     if not _independent(structure, estimators):
         return None
     learned = {n.removesuffix(LEARNED): v for n, v in params.items() if n.endswith(LEARNED)}
-    remembering = {name: None for name, estimator in estimators.items() if type(estimator) is Reparam}
+    remembering = {name: None for name, estimator in estimators.items() if isinstance(estimator, Reparam)}
     runs: list[int] = []
 
     def one_draw(factor: Array, key: Key) -> tuple[PyTree, tuple[Array, Array]]:
-        sites = {n: RememberedNoise(e, factor) if n in remembering else e for n, e in estimators.items()}
+        sites = {n: RememberedNoise(e, factor) if isinstance(e, Reparam) else e for n, e in estimators.items()}
 
         def value(params: PyTree) -> tuple[Array, Array]:
-            done = ELBO(1, sites).evaluate(key, gradient.constrain(params), program, dict(remembering), learned)
+            done = ELBO(1, sites, vectorize_particles=True).evaluate(
+                key, gradient.constrain(params), program, dict(remembering), learned
+            )
             runs.append(done.num_runs)
             return done.value, _ravelled(structure, done.state)
 
