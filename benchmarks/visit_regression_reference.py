@@ -4,7 +4,7 @@ Importance sampling from a multivariate t law with 12 degrees of freedom around 
 precision. With r pairs of weights and values the estimate is a ratio of sums over pairs; its standard error is the delta
 method's, over pairs. The effective sample size says how close the t law is.
 
-    python benchmarks/visit_regression_reference.py [--pairs 40000]
+    python benchmarks/visit_regression_reference.py [--pairs 20000]
 """
 
 import argparse
@@ -80,7 +80,7 @@ def study(every: int, num_pairs: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=40000)
+    parser.add_argument("--pairs", type=int, default=20000)
     arguments = parser.parse_args()
     entries = []
     for every in (100, 1):

@@ -1,6 +1,6 @@
 """Expectations of named observables with standard errors: from weighted draws of a flow, or from chains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -238,7 +238,7 @@ def _evaluate(observables: Any, draws: Any, num: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 
-def _of_weights(log_weights: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def _of_weights(log_weights: np.ndarray, weights: np.ndarray) -> dict[Hashable, Any]:
     num, positive = len(weights), log_weights[log_weights > -np.inf]
     notes = []
     if len(positive) < _LEAST_TAIL:
@@ -247,7 +247,7 @@ def _of_weights(log_weights: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
             f"Only {len(positive)} weights are above zero, too few to judge their tail: the standard errors may be too small."
         )
     else:
-        rounding = 8 * np.finfo(np.float32).eps * float(np.max(np.abs(positive)))
+        rounding = float(8 * np.finfo(np.float32).eps * np.max(np.abs(positive)))
         k, threshold = fit_tail(positive, rounding)[0], float(reliable_below(num))
         if not k <= threshold:
             notes.append(

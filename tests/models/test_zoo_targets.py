@@ -397,6 +397,7 @@ def test_elsewhere_only_what_is_always_true_is_known():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("numpyro_promotion")
 @pytest.mark.parametrize("name", ["phi4", "eight_schools", "visit_regression", "phi4 strip"])
 def test_chains_find_the_references(name):
     """Another code than that which made the references: NUTS, tuned and run by BlackJAX."""

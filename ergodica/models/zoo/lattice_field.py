@@ -211,9 +211,10 @@ def phi4(
 
     References: closed forms where ``coupling`` is 0; quadrature by transfer matrices for L = 1 and 2 at any coupling
     (``abs_magnetisation`` for a single site only); else for square lattices of 4, 6 and 8 sites a side at
-    ``coupling=0.022`` and ``kappa`` 0.2 (one phase) and 0.3 (two signs): quadrature for 4, and for the others annealed
-    importance sampling for the normaliser and hybrid Monte Carlo, with standard errors between independent chains
-    (``benchmarks/phi4_reference.py``). Elsewhere only what is true at any coupling.
+    ``coupling=0.022`` and ``kappa`` 0.2 (one phase) and 0.3 (two signs): quadrature for 4 and 6 (the error is the difference of
+    two rules), and for 8, and for ``abs_magnetisation`` at all sizes, hybrid Monte Carlo, with standard errors between independent
+    chains, and annealed importance sampling for the normaliser (``benchmarks/phi4_reference.py``). Elsewhere only what is true at
+    any coupling.
 
     Draws are exact in the free theory. Cost of an evaluation: O(V).
 

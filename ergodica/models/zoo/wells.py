@@ -48,7 +48,8 @@ class ManyWell(AbstractTarget):
     right to rounding.
 
     Draws are exact: the density of x is bounded by a step function of 1,024 cells (the maxima of a quartic in each cell
-    are known), from which points are drawn and accepted; 99 % are. The number of rounds is that of the unluckiest coordinate.
+    are known), from which points are drawn and accepted; 98 % are at the
+    default parameters. The number of rounds is that of the unluckiest coordinate.
 
     References
     ----------
