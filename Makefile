@@ -40,7 +40,7 @@ examples: .venv/.installed-demo
 	for file in examples/*.py; do echo "== $$file" && $(PYTHON) $$file || exit 1; done
 
 BENCHMARKS := step_time federated_step stream_memory stochasticity_study gradients_to_accuracy bayesian_networks pair_potential \
-	federated_experiments elbo_gradients site_estimators stein_controls posterior_gradients learned_control_variates \
+	federated_experiments elbo_gradients site_estimators stein_controls stein_gradients posterior_gradients learned_control_variates \
 	discrete_latents mixture_labels semi_supervised
 bench: .venv/.installed-demo
 	for name in $(BENCHMARKS); do echo "== $$name" && $(PYTHON) benchmarks/$$name.py || exit 1; done
