@@ -114,7 +114,7 @@ def in_sample(parts, ridge):
 
 @pytest.mark.usefixtures("x64")
 def test_a_fit_that_is_used_at_its_own_draws_is_seen(monkeypatch):
-    """Mutants: in-sample coefficients; halves that select by looking at all draws."""
+    """The mutant: coefficients from all draws of the call."""
     table, law, exact = atoms(4)
     monkeypatch.setattr(shared, "leave_one_out_weights", in_sample)
     bias = means(SteinControl(table, "linear", ridge=0.2), law) - exact
