@@ -209,7 +209,7 @@ def test_a_trained_flow_meets_the_exact_normaliser():
     target = u1_gauge(8, beta=1.0)
     flow = gauge.u1_flow(jax.random.key(0), 8, num_layers=8, num_components=3, width=16)
     gradient = erg.estimators.PathGradient(flow, target, num_samples=128)
-    result = erg.run.fit(jax.random.key(1), gradient, num_steps=400, learning_rate=3e-3, progress=False)
+    result = erg.run.fit(jax.random.key(1), gradient, num_steps=400, optimiser=3e-3, progress=False)
 
     def weights(flow):
         x, log_q = flow.sample_and_log_prob(jax.random.key(2), 4000)
