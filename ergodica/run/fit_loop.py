@@ -1,10 +1,12 @@
 """The compiled part of a fit: a loop over steps whose number is traced, and the guard against steps that must not be taken."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ergodica.core import check, tree
@@ -83,8 +85,8 @@ class Inputs(NamedTuple):
     optimiser: Any
     guard: Guard
     key: Key
-    first_step: Any
-    num_steps: Any
+    first_step: Array
+    num_steps: Array
     batches: Batch | None = None
 
 
@@ -118,17 +120,53 @@ def step(inputs: Inputs, carry: Carry, index: Array, batch: Batch | None) -> tup
     return after, Record(estimate.value, norm, update_norm.astype(norm.dtype), cost, status, rate)
 
 
-@eqx.filter_jit(donate="all-except-first")
-def advance(inputs: Inputs, carry: Carry, buffer: Record) -> tuple[Carry, Record, Array]:
-    """Make ``inputs.num_steps`` steps, or fewer where the guard ends the run; step ``i`` uses ``fold_in(key, i)``.
+class Held(NamedTuple):
+    """What all chunks of a fit have in common, taken apart into what is traced and what is not.
+
+    Attributes
+    ----------
+    arrays : list of arrays
+    rest : tuple
+        Structure, and the leaves that are no arrays with their types (1 and True are equal, and not the same); hashable, and
+        equal for another fit of the same estimator and optimiser.
+    """
+
+    arrays: list[Array]
+    rest: tuple
+
+    @classmethod
+    def of(cls, gradient: AbstractGradientEstimator, optimiser: Any, guard: Guard, key: Key) -> "Held":
+        """Take apart once, so that a chunk costs no more than a call of a compiled function."""
+        leaves, treedef = jax.tree.flatten((gradient, optimiser, guard, key))
+        traced = [isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves]
+        arrays = [jnp.asarray(x) for x, is_array in zip(leaves, traced, strict=True) if is_array]
+        others = tuple(None if t else (type(x), x) for x, t in zip(leaves, traced, strict=True))
+        return cls(arrays, (treedef, others))
+
+    def inputs(self, first_step: Any, num_steps: Any, batches: Batch | None) -> Inputs:
+        """Put together again for a chunk."""
+        treedef, others = self.rest
+        arrays = iter(self.arrays)
+        leaves = [next(arrays) if other is None else other[1] for other in others]
+        gradient, optimiser, guard, key = jax.tree.unflatten(treedef, leaves)
+        return Inputs(gradient, optimiser, guard, key, first_step, num_steps, batches)
+
+
+def advance(
+    held: Held, first_step: Any, num_steps: Any, batches: Batch | None, carry: Carry, buffer: Record
+) -> tuple[Carry, Record, Array]:
+    """Make ``num_steps`` steps, or fewer where the guard ends the run; step ``i`` uses ``fold_in(key, i)``.
 
     Parameters
     ----------
-    inputs : Inputs
-        The number of steps is at most `SLOTS`. Its batches, if any, are those of the steps, with a leading axis.
+    held : Held
+    first_step, num_steps : int32 scalar
+        At most `SLOTS` steps.
+    batches : Batch or None
+        Those of the steps, with a leading axis.
     carry : Carry
     buffer : Record
-        Of `SLOTS` steps, overwritten from the front.
+        Of `SLOTS` steps, overwritten from the front. Both are donated.
 
     Returns
     -------
@@ -138,6 +176,14 @@ def advance(inputs: Inputs, carry: Carry, buffer: Record) -> tuple[Carry, Record
     int32 scalar
         Steps made; so many records in front are valid.
     """
+    return _advance(held.rest, held.arrays, first_step, num_steps, batches, carry, buffer)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(5, 6))
+def _advance(
+    rest: tuple, arrays: list, first_step: Array, num_steps: Array, batches: Any, carry: Carry, buffer: Record
+) -> tuple[Carry, Record, Array]:
+    inputs = Held(arrays, rest).inputs(first_step, num_steps, batches)
 
     def more(loop: tuple[Carry, Record, Array]) -> Array:
         carry, _, slot = loop
@@ -153,8 +199,10 @@ def advance(inputs: Inputs, carry: Carry, buffer: Record) -> tuple[Carry, Record
     return jax.lax.while_loop(more, one_step, (carry, buffer, jnp.zeros((), jnp.int32)))
 
 
-def empty_buffer(inputs: Inputs, carry: Carry, batch: Batch | None) -> Record:
+def empty_buffer(held: Held, carry: Carry, batch: Batch | None) -> Record:
     """Reserve the records of a chunk."""
+    zero = jnp.zeros((), jnp.int32)
+    inputs = held.inputs(zero, zero, None)
     _, shape = eqx.filter_eval_shape(step, inputs, carry, inputs.first_step, batch)
     return jax.tree.map(lambda s: jnp.zeros((SLOTS, *s.shape), s.dtype), shape)
 

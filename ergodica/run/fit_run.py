@@ -72,7 +72,8 @@ class Run:
 
     def __post_init__(self) -> None:
         first = None if self.feed is None else self.feed.first
-        self.buffer = fit_loop.empty_buffer(self._inputs(0, None), self.carry, first)
+        self.held = fit_loop.Held.of(self.job.gradient, self.job.optimiser, self.job.guard, self.key)
+        self.buffer = fit_loop.empty_buffer(self.held, self.carry, first)
         columns = [n for n, x in self.buffer._asdict().items() if x is not None]
         self.steps = Table([*columns, "wall_time"])
         self.evaluations: Table | None = None
@@ -158,18 +159,14 @@ class Run:
             )
         return f"{in_a_row} steps in a row were skipped, the last at step {last}. {advice}"
 
-    def _inputs(self, num_steps: int, batches: Any) -> fit_loop.Inputs:
-        job = self.job
-        first, num = (np.asarray(n, np.int32) for n in (self.at.step, num_steps))
-        return fit_loop.Inputs(job.gradient, job.optimiser, job.guard, self.key, first, num, batches)
-
     def _advance(self, num_steps: int) -> int:
         """Run a chunk of at most so many steps; return how many."""
         batches = None
         if self.feed is not None:
             num_steps, batches = self.feed.take(self.at.step, num_steps)
         began = time.monotonic()
-        self.carry, self.buffer, done = fit_loop.advance(self._inputs(num_steps, batches), self.carry, self.buffer)
+        first, num = (np.asarray(n, np.int32) for n in (self.at.step, num_steps))
+        self.carry, self.buffer, done = fit_loop.advance(self.held, first, num, batches, self.carry, self.buffer)
         if self.feed is not None:
             self.feed.prefetch(self.job.num_steps - self.at.step - num_steps)  # while the device is at work
         jax.block_until_ready(self.carry)
@@ -248,7 +245,7 @@ class Run:
 
     def _params(self) -> PyTree:
         """Copy the parameters, since the carry's memory is used again."""
-        return jax.tree.map(jnp.copy, self.carry.params)
+        return _copy(self.carry.params)
 
     def _lengths(self) -> tuple[int, int]:
         return len(self.steps), 0 if self.evaluations is None else len(self.evaluations)
@@ -278,6 +275,11 @@ class Run:
             guard=str(tuple(guard)),
             **({} if self.feed is None else {"batches": self.feed.fingerprint}),
         )
+
+
+@jax.jit
+def _copy(params: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, params)
 
 
 def _program(optimiser: Any, carry: fit_loop.Carry) -> str:
