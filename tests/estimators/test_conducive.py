@@ -20,20 +20,26 @@ def at(gradient, client):
     return gradient.visit(gradient.init(jax.random.key(0), THETA), jnp.asarray(client, jnp.int32))
 
 
+@jax.jit
+def evaluate(gradient, state, theta):
+    return gradient.at(theta, state, gradient.shards.whole(state.client)).gradient
+
+
 def whole(gradient, client, theta=THETA):
     """The gradient of all of a client's rows."""
-    return gradient.at(theta, at(gradient, client), gradient.shards.whole(client)).gradient
+    return evaluate(gradient, at(gradient, client), theta)
+
+
+@jax.jit
+def at_each_row(gradient, state):
+    rows = jax.tree.map(lambda x: x[:, None], gradient.shards.rows)
+    return jax.vmap(lambda row: gradient.at(THETA, state, Batch(row, jnp.ones(1))).gradient)(rows)
 
 
 def by_row(gradient, client):
     """The gradients of all batches of one row of a client: what its minibatches are means of."""
     begin, size = int(gradient.shards.offsets[client]), int(gradient.shards.sizes[client])
-
-    def of(i):
-        row = jax.tree.map(lambda x: x[i][None], gradient.shards.rows)
-        return gradient.at(THETA, at(gradient, client), Batch(row, jnp.ones(1))).gradient
-
-    return np.asarray(jax.vmap(of)(jnp.arange(begin, begin + size)))
+    return np.asarray(at_each_row(gradient, at(gradient, client)))[begin : begin + size]
 
 
 def random_surrogates(kind, count=3, size=3):
@@ -149,20 +155,17 @@ def test_surrogates_with_the_whole_prior_are_rejected():
     shards = regression_shards()
     exact = np.asarray(jax.grad(shards.posterior.log_density)(THETA))
 
+    def density(theta, client):
+        return client_log_likelihood(shards, theta, client) + shards.posterior.log_prior(theta)
+
     def with_whole_prior(shares):
-        expansions = [
-            jax.value_and_grad(lambda t, s=s: client_log_likelihood(shards, t, s) + shards.posterior.log_prior(t))
-            for s in range(3)
-        ]
-        gradients = [np.asarray(f(THETA)[1]) for f in expansions]
-        hessians = [
-            -jax.hessian(lambda t, s=s: client_log_likelihood(shards, t, s) + shards.posterior.log_prior(t))(THETA)
-            for s in range(3)
-        ]
+        gradients = [np.asarray(jax.grad(density)(THETA, s)) for s in range(3)]
+        hessians = [-np.asarray(jax.hessian(density)(THETA, s)) for s in range(3)]
         q = GaussianSurrogates.expansion(THETA, np.array(gradients), np.array(hessians))
         elsewhere = THETA + 1
         full = np.asarray(jax.grad(shards.posterior.log_density)(elsewhere))
-        found = [whole(Conducive(shards, q, probabilities=shares), s, elsewhere) for s in range(3)]
+        gradient = Conducive(shards, q, probabilities=shares)
+        found = [whole(gradient, s, elsewhere) for s in range(3)]
         return np.max(np.abs(np.array(found) - full)) / np.max(np.abs(full))
 
     assert with_whole_prior(np.full(3, 1 / 3)) < 1e-9

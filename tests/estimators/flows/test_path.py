@@ -122,7 +122,6 @@ def test_random_draws_agree_and_a_mutant_does_not(monkeypatch):
     exact, _ = exact_moments(ReverseKL(flow, target, num_samples=1), flow.params, 2, NODES)
     assert_mean(gradients(PathGradient(flow, target, num_samples=16), 4000), exact, smallest_error=0.05)
     monkeypatch.setattr("ergodica.estimators.flows.path.path_term", forgetful_term)
-    jax.clear_caches()
     wrong = gradients(PathGradient(flow, target, num_samples=16), 4000)
     assert np.max(np.abs(z_scores(wrong, exact))) > REJECTION
 
