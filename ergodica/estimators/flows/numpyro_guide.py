@@ -75,7 +75,11 @@ class PathELBO(AbstractLoss):
     >>> def model(x):
     ...     w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     ...     numpyro.sample("x", dist.Normal(w[0] * w[1], 1.0), obs=x)
-    >>> guide = numpyro.infer.autoguide.AutoIAFNormal(model, num_flows=2)
+    >>> def guide(x):
+    ...     loc, scale = numpyro.param("loc", jnp.zeros(2)), numpyro.param("scale", jnp.eye(2))
+    ...     flow = dist.transforms.LowerCholeskyAffine(loc, scale)
+    ...     base = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
+    ...     numpyro.sample("w", dist.TransformedDistribution(base, [flow]))
     >>> svi = numpyro.infer.SVI(model, guide, optax.adam(0.01), loss=erg.estimators.PathELBO(num_particles=8))
     >>> result = svi.run(jax.random.key(0), 100, jnp.array(2.0), progress_bar=False)
     >>> bool(result.losses[-10:].mean() < result.losses[:10].mean())
