@@ -41,7 +41,7 @@ examples: .venv/.installed-demo
 
 BENCHMARKS := step_time federated_step stream_memory stochasticity_study gradients_to_accuracy bayesian_networks pair_potential \
 	federated_experiments elbo_gradients site_estimators stein_controls stein_gradients posterior_gradients learned_control_variates \
-	discrete_latents mixture_labels semi_supervised
+	discrete_latents mixture_labels semi_supervised fit_overhead flow_proposal path_gradients flow_training
 bench: .venv/.installed-demo
 	for name in $(BENCHMARKS); do echo "== $$name" && $(PYTHON) benchmarks/$$name.py || exit 1; done
 

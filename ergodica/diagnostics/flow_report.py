@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-_ROUNDING_UNITS = 4
+_ROUNDING_UNITS = 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class FlowReport:
     references: ClassVar = ("nicoli2023", "meng1996", "vehtari2024")
 
     def __str__(self) -> str:
-        lines = [self.table.round(4).to_string(), "", f"Pareto k {self.pareto_k:.2f}, threshold {self.threshold:.2f}"]
+        k = "none, for weights of few values" if np.isnan(self.pareto_k) else f"{self.pareto_k:.2f}"
+        lines = [self.table.round(4).to_string(), "", f"Pareto k: {k}; threshold {self.threshold:.2f}"]
         for note in self.notes:
             lines += textwrap.wrap(note, 100, initial_indent="- ", subsequent_indent="  ")
         return "\n".join(lines)

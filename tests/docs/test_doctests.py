@@ -20,7 +20,9 @@ def examples(name: str) -> list[doctest.DocTest]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_a_module(name, request):
-    if name.startswith("ergodica.estimators.variational"):  # NumPyro's discrete laws mix dtypes themselves
+    if name.startswith(
+        ("ergodica.estimators.variational", "ergodica.estimators.flows.numpyro")
+    ):  # NumPyro mixes dtypes
         request.getfixturevalue("numpyro_promotion")
     for test in examples(name):
         output: list[str] = []

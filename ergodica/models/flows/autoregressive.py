@@ -12,7 +12,7 @@ from jaxtyping import Array
 from ergodica.core import check, rng
 from ergodica.core.flow import AbstractLayer, constant
 from ergodica.core.types import Key
-from ergodica.models.flows.conditioner import START, Activation, starting_weights
+from ergodica.models.flows.conditioner import START, Activation, starting_weights, tanh
 from ergodica.models.flows.coupling import bounded
 
 
@@ -42,7 +42,7 @@ class MaskedConditioner(eqx.Module):
     activation: Activation = eqx.field(static=True)
 
     def __init__(
-        self, key: Key, dim: int, width: int, depth: int, activation: Activation = jnp.tanh, start: float = START
+        self, key: Key, dim: int, width: int, depth: int, activation: Activation = tanh, start: float = START
     ) -> None:
         rng.check_key(key)
         self.dim = check.integer("dim", dim, least=2)
@@ -116,7 +116,7 @@ class Autoregressive(AbstractLayer):
         *,
         width: int = 64,
         depth: int = 2,
-        activation: Activation = jnp.tanh,
+        activation: Activation = tanh,
         bound: float | None = 3.0,
         start: float = START,
     ) -> None:

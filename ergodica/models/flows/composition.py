@@ -21,6 +21,7 @@ class Inverted(AbstractLayer):
     Examples
     --------
     >>> import jax, jax.numpy as jnp
+    >>> from ergodica.models.flows import Autoregressive
     >>> layer = Inverted(Autoregressive(jax.random.key(0), 3, width=8))
     >>> layer.forward(jnp.ones(3))[0].shape
     (3,)

@@ -17,7 +17,7 @@ from ergodica.core import check
 from ergodica.core.flow import AbstractLayer, constant
 from ergodica.core.types import Key
 from ergodica.models.flows import splines
-from ergodica.models.flows.conditioner import START, Activation, Conditioner
+from ergodica.models.flows.conditioner import START, Activation, Conditioner, tanh
 from ergodica.models.flows.masks import Split
 
 
@@ -158,7 +158,7 @@ class AffineCoupling(AbstractCoupling):
         *,
         width: int = 64,
         depth: int = 2,
-        activation: Activation = jnp.tanh,
+        activation: Activation = tanh,
         bound: float | None = 3.0,
         start: float = START,
     ) -> None:
@@ -249,7 +249,7 @@ class SplineCoupling(AbstractCoupling):
         bound: float = 5.0,
         width: int = 64,
         depth: int = 2,
-        activation: Activation = jnp.tanh,
+        activation: Activation = tanh,
         start: float = START,
     ) -> None:
         self.split = Split(dim, moved)

@@ -82,6 +82,10 @@ class Split(eqx.Module):
 
     def apart(self, x: Array) -> tuple[Array, Array]:
         """The coordinates that are kept, and those that are moved."""
+        if x.shape != (self.dim,):
+            raise ValueError(
+                f"A coupling of {self.dim} coordinates moves one point ({self.dim},); got shape {x.shape}."
+            )
         pairs = self._pairs()
         if pairs is None:
             return take(x, self.kept), take(x, self.moved)
