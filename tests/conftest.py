@@ -15,6 +15,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+jax.config.update("jax_disable_most_optimizations", True)  # for what modules compute when they are imported; see below
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -32,15 +33,16 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.sweep)
 
 
-HASTY = ("contract", "docs", "models")
-"""Folders whose tests run each program once or twice, so that its compilation is nearly all of the time."""
-
-
 @pytest.fixture(autouse=True)
 def compilation(request):
-    """Compile with few optimisations where that saves more than it costs; laws and runs are tested as users have them."""
-    hasty = request.path.relative_to(ROOT / "tests").parts[0] in HASTY or "variational" in request.path.parts
-    jax.config.update("jax_disable_most_optimizations", hasty)
+    """Compile with few optimisations where that saves more than it costs.
+
+    Most tests run a program once or twice, and its compilation is nearly all of their time. What runs for long says so with
+    the marker ``optimised``; it, the sweep, the pages, the examples and programs in processes of their own are compiled as
+    users have them.
+    """
+    as_users = any(request.node.get_closest_marker(name) for name in ("optimised", "slow", "sweep"))
+    jax.config.update("jax_disable_most_optimizations", not as_users)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures("numpyro_promotion")
 @pytest.fixture(autouse=True)
 def _benchmarks_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    jax.config.update("jax_disable_most_optimizations", True)  # each program runs once; reset before the next test
     yield
     for name in ("semi_supervised", "mixture_labels"):
         sys.modules.pop(name, None)

@@ -153,6 +153,7 @@ def recorded_series(sampler, num_chains, num_steps, num_warmup):
     return [np.asarray(x)[:, num_warmup:].astype(float) for x in series]
 
 
+@pytest.mark.optimised
 def test_mutant_own_gradient_reports_heat_that_is_not_there():
     """Under reshuffled blocks the own gradient gives 1 + h E|g|^2 / 2D, which stationarity forces on it, and not the truth."""
     gradient, h = Recording(blocks()), step_for(1.2)

@@ -107,6 +107,7 @@ def test_all_orders_are_equally_likely(size):
     assert statistic < chi2.isf(FALSE_ALARM, math.factorial(size) - 1)
 
 
+@pytest.mark.optimised
 def test_position_of_a_block_is_uniform_for_many_blocks():
     drawn = np.asarray(orders(random_words(4, 20_000), 1000))
     counts = np.bincount(drawn[:, 0], minlength=1000)

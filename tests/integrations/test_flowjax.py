@@ -33,14 +33,6 @@ INVERTER = root_finder_to_inverter(
 )
 
 
-@pytest.fixture(autouse=True)
-def hasty(compilation):
-    """Each program here runs once: its compilation is nearly all of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def moved(tree, scale=0.2):
     """All arrays away from where flowjax starts them, where many derivatives are zero."""
     trainable, rest = eqx.partition(tree, eqx.is_inexact_array, is_leaf=lambda x: isinstance(x, paramax.NonTrainable))

@@ -185,6 +185,7 @@ def mean_noise(gradient, mode, covariance):
     return scale * np.mean([np.cov(g, rowvar=False, bias=True) for g in each], axis=0)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("scheme", ["uniform", "blocks"])
 @pytest.mark.swept_after(1)
 def test_prediction_against_a_run(scheme):

@@ -81,6 +81,7 @@ def corrected(temperature=1.0, wrap=lambda gradient: gradient):
     return AMAGOLD(gradient, num_steps=3, temperature=temperature, **settings())
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("temperature", [swept(1.0), 0.5])
 def test_exact_at_a_large_step(temperature):
     assert_mean(squares(corrected(temperature), 16_384, 60, temperature), 1.0, smallest_error=0.02)

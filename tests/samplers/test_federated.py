@@ -250,6 +250,7 @@ def test_fitted_surrogates_do_what_was_predicted(fit, local_steps):
         assert prediction.largest > float(prediction.at_best.max()) or local_steps == 1
 
 
+@pytest.mark.optimised
 def test_simulation_rejects_a_wrong_law():
     """The law of visits of one step, for visits of 20 with wrong surrogates: the test above would see it."""
     shards = gaussian_mean_shards()

@@ -75,6 +75,7 @@ def test_measured_noise_of_real_batches():
     assert_mean(squares(kernel, variance, mean, 10_240), 1.0, smallest_error=0.02)
 
 
+@pytest.mark.optimised
 def test_frozen_noise_of_one_step_is_not_enough():
     """Negative control: a variance measured in a single step differs between chains and is wrong where it is clipped."""
     gradient, precision, mean, _ = target()

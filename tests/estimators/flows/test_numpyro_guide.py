@@ -22,14 +22,6 @@ pytestmark = pytest.mark.usefixtures("x64", "numpyro_promotion")
 STL = erg.estimators.Reparam(stl=True)
 
 
-@pytest.fixture(autouse=True)
-def hasty(compilation):
-    """Each program here runs once: its compilation is nearly all of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def model(x):
     """Real, positive and simplex-valued latents in a plate of observations, and a parameter of the model."""
     w = numpyro.sample("w", dist.Normal(0, 1).expand([2]).to_event(1))
