@@ -53,12 +53,10 @@ def spline(key, dim, layers):
 def implicit(key, dim, layers):
     """Couplings by mixtures of logistic distribution functions, without an inverse in closed form."""
     keys = jax.random.split(key, layers)
-    made = []
-    for i, k in enumerate(keys):
-        moved = flows.half_mask(dim, i % 2)
-        monotone = flows.LogisticMixture(4)
-        network = flows.Conditioner(k, dim - len(moved), len(moved) * monotone.num_params, WIDTH)
-        made.append(flows.ImplicitCoupling(monotone, network, moved, dim))
+    made = [
+        flows.LogisticMixtureCoupling(k, dim, flows.half_mask(dim, i % 2), num_components=4, width=WIDTH)
+        for i, k in enumerate(keys)
+    ]
     return Flow(dim, *made)
 
 
@@ -281,6 +279,13 @@ def show(rows):
     return "\n".join(lines)
 
 
+def store(file, results):
+    """Keep what there is."""
+    results["environment"] = environment()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1))
+
+
 def main():
     """Measure, store and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -298,14 +303,14 @@ def main():
             for change in changes:
                 results["time"][kind].append(time_flow(kind, make, BASE | change, options.rounds))
                 print(show(results["time"][kind][-1:]).splitlines()[-1], flush=True)
+                store(file, results)
     if options.only in (None, "flowjax"):
         results["flowjax"] = time_flowjax(options.rounds)
         print(json.dumps(results["flowjax"], indent=1))
     if options.only in (None, "variance"):
         results["variance"] = variances()
-    results["environment"] = environment()
-    options.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1))
+        store(file, results)
+    store(file, results)
     print(show([row for rows in results["time"].values() for row in rows]))
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from ergodica.core import check, rng
 from ergodica.core.flow import Flow, UniformTorus
 from ergodica.core.types import Key
-from ergodica.models.flows.conditioner import START, Activation, Conditioner
+from ergodica.models.flows.conditioner import START, Activation, Conditioner, tanh
 from ergodica.models.flows.coupling import AbstractCoupling
 from ergodica.models.flows.masks import Split
 from ergodica.models.flows.monotone import CircularMixture
@@ -189,7 +189,7 @@ class PlaquetteCoupling(AbstractCoupling):
         reach: int = 3,
         width: int = 32,
         depth: int = 2,
-        activation: Activation = jnp.tanh,
+        activation: Activation = tanh,
         start: float = START,
     ) -> None:
         shape = (check.integer("shape", shape[0], least=3), check.integer("shape", shape[1], least=3))
@@ -225,7 +225,7 @@ def u1_flow(
     reach: int = 3,
     width: int = 32,
     depth: int = 2,
-    activation: Activation = jnp.tanh,
+    activation: Activation = tanh,
     start: float = START,
 ) -> Flow:
     """Gauge-equivariant flow for `ergodica.models.zoo.u1_gauge`: plaquette couplings on uniform angles.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ergodica.core.types import Key
-from ergodica.models.flows.conditioner import START, Activation, Conditioner
+from ergodica.models.flows.conditioner import START, Activation, Conditioner, tanh
 from ergodica.models.flows.coupling import AbstractCoupling
 from ergodica.models.flows.masks import Split
 from ergodica.models.flows.monotone import CircularMixture, LogisticMixture
@@ -75,7 +75,7 @@ class LogisticMixtureCoupling(AbstractCoupling):
         num_components: int = 6,
         width: int = 64,
         depth: int = 2,
-        activation: Activation = jnp.tanh,
+        activation: Activation = tanh,
         start: float = START,
     ) -> None:
         self.split = Split(dim, moved)
@@ -160,7 +160,7 @@ class CircularCoupling(AbstractCoupling):
         num_components: int = 6,
         width: int = 64,
         depth: int = 2,
-        activation: Activation = jnp.tanh,
+        activation: Activation = tanh,
         start: float = START,
     ) -> None:
         self.split = Split(dim, moved)

@@ -1,6 +1,5 @@
 """Which coordinates a coupling moves, and how a point is taken apart and put together without scatters."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,11 +124,12 @@ def take(x: Array, indices: Sequence[int]) -> Array:
 def _runs(indices: Sequence[int]) -> list[tuple[int, int, int]]:
     """Arithmetic runs (start, step, length) with steps of 1 or -1."""
     runs: list[tuple[int, int, int]] = []
-    for before, now in itertools.pairwise([None, *indices]):
-        if before is not None and runs:
+    for now in indices:
+        if runs:
             start, step, length = runs[-1]
-            if abs(now - before) == 1 and (length == 1 or now - before == step):
-                runs[-1] = (start, now - before, length + 1)
+            move = now - (start + step * (length - 1))
+            if abs(move) == 1 and (length == 1 or move == step):
+                runs[-1] = (start, move, length + 1)
                 continue
         runs.append((now, 1, 1))
     return runs
