@@ -54,6 +54,7 @@ def gradients(model, guide, **losses):
     return {name: VariationalGradient(loss, model, guide) for name, loss in losses.items()}
 
 
+@pytest.mark.sweep
 def test_numpyros_wrong_gradients_of_mixtures_are_flagged():
     """At default settings; every bias of more than 5% is found, and the ELBO's exact gradient is found by quadrature."""
     estimators = gradients(
