@@ -161,10 +161,9 @@ def time_flowjax(rounds):
         return lambda: program(params, key)
 
     ours = from_flowjax(theirs)
-    many = jax.vmap(target)
     calls = {
-        "flowjax, standard": call_of(ElboLoss(many, num_samples=batch)),
-        "flowjax, stick_the_landing": call_of(ElboLoss(many, num_samples=batch, stick_the_landing=True)),
+        "flowjax, standard": call_of(ElboLoss(target, num_samples=batch)),
+        "flowjax, stick_the_landing": call_of(ElboLoss(target, num_samples=batch, stick_the_landing=True)),
         "adapter, standard": compiled(ReverseKL(ours, target, batch))[0],
         "adapter, one pass": compiled(PathGradient(ours, target, num_samples=batch))[0],
     }
