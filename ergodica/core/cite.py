@@ -45,6 +45,6 @@ def _keys(algorithm: Any) -> Iterator[str]:
     if isinstance(algorithm, eqx.Module):
         for value in vars(algorithm).values():
             yield from _keys(value)
-    if isinstance(algorithm, dict):
-        for value in algorithm.values():
+    if isinstance(algorithm, dict | list | tuple):
+        for value in algorithm.values() if isinstance(algorithm, dict) else algorithm:
             yield from _keys(value)

@@ -1,11 +1,9 @@
 """Runs that are killed, damaged or mixed up."""
 
 import json
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ import pytest
 
 import ergodica as erg
 from ergodica.run.checkpoint import CheckpointError
+from tests.support.kills import kill_twice
 
 SCRIPT = """
     import sys
@@ -50,18 +49,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     file = script(tmp_path, 60_000)
     checkpoint = tmp_path / "checkpoint"
     command = [sys.executable, str(file), str(checkpoint), str(tmp_path / "resumed.npz")]
-    manifest, stored, kills = checkpoint / "manifest.json", 0, 0
-    for _ in range(2):
-        process = subprocess.Popen(command)
-        while process.poll() is None:
-            now = json.loads(manifest.read_text())["progress"]["stored"] if manifest.exists() else 0
-            if now > stored:
-                process.send_signal(signal.SIGKILL)
-                kills += process.wait() == -signal.SIGKILL
-                stored = now
-            time.sleep(0.005)
-    assert kills == 2
-    assert 0 < json.loads(manifest.read_text())["progress"]["stored"] < 60_000
+    kill_twice(command, checkpoint / "manifest.json", "stored", 60_000)
     subprocess.run(command, check=True)
     subprocess.run([sys.executable, str(file), "none", str(tmp_path / "whole.npz")], check=True)
     resumed, whole = np.load(tmp_path / "resumed.npz"), np.load(tmp_path / "whole.npz")

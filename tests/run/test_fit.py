@@ -1,11 +1,8 @@
-"""Fits: steps against closed forms and Optax by hand, resumption bit for bit, the guard, early ends, errors."""
+"""Fits: steps against closed forms and Optax by hand, the guard, early ends, errors."""
 
 import json
 import math
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import equinox as eqx
@@ -19,74 +16,28 @@ import xarray
 import ergodica as erg
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.types import Estimate
-from ergodica.run import Fit, FitError, Monitor, RowBlocks, fit, fit_loop
-from ergodica.run.checkpoint import Checkpoint, CheckpointError
+from ergodica.run import FitError, Monitor, fit_loop
+from ergodica.run.checkpoint import Checkpoint
 from ergodica.run.fit_monitor import Best
+from tests.support.fits import (
+    CURVATURES,
+    TRACES,
+    Quadratic,
+    assert_same,
+    is_spoiled,
+    noisy,
+    quadratic,
+    quiet,
+    squared_length,
+    start,
+)
 
 KEY = jax.random.key(0)
-CURVATURES = np.array([0.5, 1.0, 4.0])
-TRACES = []
 
 
-def is_spoiled(key, chance):
-    return jax.random.uniform(jax.random.fold_in(key, 1)) < chance
-
-
-class Quadratic(AbstractGradientEstimator):
-    """Gradient of -t'Ct/2 at a noise level, with a state that remembers; spoiled at given calls, from one on, or by chance."""
-
-    curvatures: jax.Array
-    noise: float = 0.0
-    spoiled: tuple[int, ...] = eqx.field(static=True, default=())
-    spoil_with: float = eqx.field(static=True, default=math.nan)
-    lost_from: int = eqx.field(static=True, default=2**30)
-    chance: float = eqx.field(static=True, default=0.0)
-
-    def init(self, key, params, batch=None):
-        return {"calls": jnp.zeros((), jnp.int32), "seen": params}
-
-    def estimate(self, key, params, state, batch=None):
-        TRACES.append(1)
-        noise = jax.random.normal(key, params.shape, params.dtype)
-        gradient = -self.curvatures.astype(params.dtype) * params + self.noise * noise
-        calls = state["calls"]
-        bad = jnp.any(calls == jnp.asarray(self.spoiled, jnp.int32)) | (calls >= self.lost_from)
-        bad = bad | is_spoiled(key, self.chance)
-        gradient = jnp.where(bad, self.spoil_with * jnp.ones_like(gradient), gradient)
-        state = {"calls": calls + 1, "seen": 0.9 * state["seen"] + gradient}
-        value = -0.5 * jnp.sum(self.curvatures.astype(params.dtype) * params**2)
-        return Estimate(gradient, value, n_grad=7), state
-
-
-@pytest.fixture
-def quadratic():
-    return Quadratic(jnp.asarray(CURVATURES, jnp.float32))
-
-
-def noisy(**settings):
-    return Quadratic(jnp.asarray(CURVATURES, jnp.float32), 0.3, **settings)
-
-
-def start(dtype=jnp.float32):
-    return jnp.asarray([1.0, -2.0, 3.0], dtype)
-
-
-def quiet(*args, **kwargs) -> Fit:
-    return fit(*args, **{"progress": False, **kwargs})
-
-
-def squared_length(key, params):
-    return {"squared": jnp.sum(params**2), "noise": jax.random.normal(key)}
-
-
-def assert_same(a: Fit, b: Fit, but=("wall_time",)):
-    for x, y in zip(jax.tree.leaves(a[:5]), jax.tree.leaves(b[:5]), strict=True):
-        np.testing.assert_array_equal(*(jax.random.key_data(z) if fit_loop.is_key(z) else z for z in (x, y)))
-    for group in ("steps", "evaluations"):
-        assert set(a.history[group].data_vars) == set(b.history[group].data_vars)
-        for name in [*a.history[group].data_vars, "step"]:
-            if name not in but:
-                np.testing.assert_array_equal(a.history[group][name], b.history[group][name], err_msg=name)
+@pytest.fixture(name="quadratic")
+def _quadratic():
+    return quadratic()
 
 
 class TestSteps:
@@ -177,186 +128,6 @@ class TestSteps:
         np.testing.assert_array_equal(given, start())
         assert len({float(p[0]) for p in kept}) == 4
         assert done.history["evaluations"]["step"].values.tolist() == [0, 10, 20, 30]
-
-
-class TestResumed:
-    OPTIMISER = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.adam(0.02))
-
-    def arguments(self, **changes):
-        return {
-            "optimiser": self.OPTIMISER,
-            "metrics": squared_length,
-            "evaluate_every": 40,
-            "monitor": Monitor("squared", minimise=True),
-            **changes,
-        }
-
-    def test_in_parts_is_unbroken_bit_for_bit(self, tmp_path):
-        """Ends on and off the grid of evaluations; states of optimiser (with a key of its own) and estimator go along."""
-        whole = quiet(KEY, noisy(), start(), num_steps=333, **self.arguments())
-        for num_steps in (40, 101, 333):
-            part = quiet(KEY, noisy(), start(), num_steps=num_steps, checkpoint=tmp_path / "fit", **self.arguments())
-        assert_same(part, whole)
-        assert (whole.history.attrs["resumed_from"], part.history.attrs["resumed_from"]) == (0, 101)
-        again = quiet(KEY, noisy(), start(), num_steps=333, checkpoint=tmp_path / "fit", **self.arguments())
-        assert_same(again, whole)
-        with pytest.raises(ValueError, match="holds 333 steps"):
-            quiet(KEY, noisy(), start(), num_steps=300, checkpoint=tmp_path / "fit", **self.arguments())
-
-    def test_ended_between_checkpoints_is_unbroken_bit_for_bit(self, tmp_path):
-        """The fit dies in a metric at step 240, after a save at the end of the chunk before."""
-
-        def deadly(key, params):
-            alive.append(params)
-            if len(alive) == 7:
-                raise SystemError("out of memory")
-            return squared_length(key, params)
-
-        alive, where = [], Checkpoint(tmp_path / "fit", every=0.0)
-        with pytest.raises(SystemError):
-            quiet(KEY, noisy(), start(), num_steps=333, checkpoint=where, **self.arguments(metrics=deadly))
-        saved = json.loads((tmp_path / "fit" / "manifest.json").read_text())["progress"]["step"]
-        resumed = quiet(KEY, noisy(), start(), num_steps=333, checkpoint=where, **self.arguments(metrics=deadly))
-        assert 200 <= resumed.history.attrs["resumed_from"] == saved < 240
-        assert_same(resumed, quiet(KEY, noisy(), start(), num_steps=333, **self.arguments()))
-
-    def test_without_the_state_it_would_not_be(self, tmp_path, monkeypatch):
-        """The mutant forgets the optimiser's second moments."""
-        from ergodica.run import fit_run
-
-        whole = quiet(KEY, noisy(), start(), num_steps=120, **self.arguments())
-        quiet(KEY, noisy(), start(), num_steps=60, checkpoint=tmp_path / "fit", **self.arguments())
-        right = fit_run._from_host
-
-        def forget(array, like):
-            moments = like.shape == (3,) and np.all(array >= 0)  # of Adam, the second ones
-            return right(np.zeros_like(array) if moments else array, like)
-
-        monkeypatch.setattr(fit_run, "_from_host", forget)
-        mutant = quiet(KEY, noisy(), start(), num_steps=120, checkpoint=tmp_path / "fit", **self.arguments())
-        with pytest.raises(AssertionError):
-            assert_same(mutant, whole)
-
-    def test_streamed_batches_are_read_on(self, tmp_path):
-        rows = np.random.default_rng(0).normal(1.0, 1.0, (300, 2)).astype(np.float32)
-        posterior = erg.Posterior(
-            lambda t: -0.5 * jnp.sum(t**2),
-            lambda t, y: -0.5 * jnp.sum((y - t[None]) ** 2, -1),
-            num_data=300,
-            initial=jnp.zeros(2),
-        )
-        gradient = erg.estimators.Minibatch(posterior, 32)
-        kwargs = {"batches": RowBlocks(rows, 32), "optimiser": optax.sgd(1e-4), "evaluate_every": 25}
-        whole = quiet(KEY, gradient, num_steps=90, **kwargs)
-        quiet(KEY, gradient, num_steps=37, checkpoint=tmp_path / "fit", **kwargs)
-        assert_same(quiet(KEY, gradient, num_steps=90, checkpoint=tmp_path / "fit", **kwargs), whole)
-        params = np.zeros(2)
-        blocks = iter(kwargs["batches"](0))
-        for _ in range(90):
-            batch = next(blocks)
-            params += 1e-4 * (-params + 300 * np.sum(batch.weight[:, None] * (batch.data - params), 0))
-        np.testing.assert_allclose(whole.params, params, rtol=1e-4)
-        with pytest.warns(UserWarning, match="batches ended before step 5"):
-            short = quiet(KEY, gradient, num_steps=90, batches=iter([rows[:32]] * 5), optimiser=optax.sgd(1e-4))
-        assert short.result == "interrupted"
-        with pytest.raises(ValueError, match="read from any step"):
-            quiet(KEY, gradient, batches=[rows[:32]], checkpoint=tmp_path / "other")
-
-    @pytest.mark.parametrize(
-        ("changes", "words"),
-        [
-            ({"key": jax.random.key(1)}, "seed"),
-            ({"gradient": Quadratic(jnp.asarray(CURVATURES, jnp.float32), 0.2)}, "gradient"),
-            ({"gradient": Quadratic(2 * jnp.asarray(CURVATURES, jnp.float32), 0.3)}, "values"),
-            ({"params": jnp.ones(3)}, "values"),
-            ({"optimiser": optax.adam(0.03)}, "optimiser"),
-            ({"optimiser": optax.sgd(0.02)}, "optimiser"),
-            ({"evaluate_every": 10}, "evaluate_every"),
-            ({"monitor": "value"}, "monitor"),
-            ({"metrics": {"squared": lambda k, p: p[0]}}, "metrics"),
-            ({"on_nonfinite": "skip"}, "guard"),
-        ],
-    )
-    def test_another_fit_is_refused(self, tmp_path, changes, words):
-        """The optimiser is known by its numbers, though Optax keeps them in closures; a new one with the same is the same."""
-        arguments = {
-            "key": KEY,
-            "gradient": noisy(),
-            "params": start(),
-            "num_steps": 40,
-            "checkpoint": tmp_path / "fit",
-        }
-        arguments |= self.arguments(optimiser=optax.adam(0.02))
-        quiet(**arguments)
-        with pytest.raises(CheckpointError, match=words):
-            quiet(**arguments | changes)
-        quiet(**arguments | {"optimiser": optax.adam(0.02), "num_steps": 41})
-
-    @pytest.mark.parametrize("pattern", ["manifest.json", "state-*.npz", "draws-*.npz"])
-    @pytest.mark.parametrize("harm", ["cut", "flip", "delete"])
-    def test_damage_is_refused(self, tmp_path, pattern, harm):
-        arguments = {"num_steps": 50, "checkpoint": tmp_path / "fit"} | self.arguments()
-        quiet(KEY, noisy(), start(), **arguments)
-        (file,) = (tmp_path / "fit").glob(pattern)
-        content = bytearray(file.read_bytes())
-        if harm == "delete":
-            file.unlink()
-        elif harm == "cut":
-            file.write_bytes(content[: len(content) // 2])
-        else:
-            content[len(content) // 2] ^= 0xFF
-            file.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"damaged|missing|no checkpoint|differ"):
-            quiet(KEY, noisy(), start(), **arguments)
-
-
-SCRIPT = """
-    import sys
-    import jax, jax.numpy as jnp, numpy as np
-    import ergodica as erg
-
-    data = jax.random.normal(jax.random.key(5), (512, 3))
-    posterior = erg.Posterior(
-        lambda t: -0.5 * jnp.sum(t**2), lambda t, y: -0.5 * jnp.sum((y - t) ** 2, -1), data, initial=jnp.zeros(3)
-    )
-    gradient = erg.estimators.SVRG(erg.estimators.Minibatch(posterior, 16))
-    where = None if sys.argv[1] == "none" else erg.Checkpoint(sys.argv[1], every=0.02)
-    done = erg.run.fit(
-        jax.random.key(0), gradient, num_steps=NUM, optimiser=1e-3, checkpoint=where, evaluate_every=700,
-        metrics=lambda key, params: {"noisy": jnp.sum(params) + jax.random.normal(key)}, monitor="noisy",
-    )
-    steps, evaluations = done.history["steps"], done.history["evaluations"]
-    np.savez(
-        sys.argv[2], params=done.params, best=done.best_params, resumed=done.history.attrs["resumed_from"],
-        value=steps["value"], n_grad=steps["n_grad"], noisy=evaluations["noisy"], at=evaluations["step"],
-    )
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.terminal
-def test_killed_between_checkpoints_and_resumed_is_bit_identical(tmp_path):
-    file, checkpoint, num = tmp_path / "run.py", tmp_path / "fit", 200_000
-    file.write_text(textwrap.dedent(SCRIPT).replace("NUM", str(num)))
-    command = [sys.executable, str(file), str(checkpoint), str(tmp_path / "resumed.npz")]
-    manifest, saved, kills = checkpoint / "manifest.json", 0, 0
-    for _ in range(2):
-        process = subprocess.Popen(command)
-        while process.poll() is None:
-            now = json.loads(manifest.read_text())["progress"]["step"] if manifest.exists() else 0
-            if now > saved:
-                process.send_signal(signal.SIGKILL)
-                kills += process.wait() == -signal.SIGKILL
-                saved = now
-            time.sleep(0.003)
-    assert kills == 2
-    assert 0 < json.loads(manifest.read_text())["progress"]["step"] < num
-    subprocess.run(command, check=True)
-    subprocess.run([sys.executable, str(file), "none", str(tmp_path / "whole.npz")], check=True)
-    resumed, whole = np.load(tmp_path / "resumed.npz"), np.load(tmp_path / "whole.npz")
-    assert resumed["resumed"] > 0
-    for name in set(whole.files) - {"resumed"}:
-        np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
 
 
 class TestGuard:

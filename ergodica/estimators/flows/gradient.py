@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ergodica.core import check, tree
 from ergodica.core.flow import Flow, StandardNormal
 from ergodica.core.gradient import AbstractGradientEstimator
-from ergodica.core.types import Batch, Draws, Key, PyTree
+from ergodica.core.types import Batch, Draws, Estimate, Key, PyTree
 
 
 class AbstractFlowGradient(AbstractGradientEstimator):
@@ -32,6 +32,10 @@ class AbstractFlowGradient(AbstractGradientEstimator):
     def init(self, key: Key, params: PyTree, batch: Batch | None = None) -> None:  # noqa: ARG002
         """No state."""
         return
+
+    def probe(self, key: Key, params: PyTree, state: None) -> Estimate:
+        """An independent estimate: another key."""
+        return self.estimate(key, params, state)[0]
 
     def with_budget(self, budget: int) -> Self:
         """The same with ``budget`` draws."""

@@ -162,10 +162,6 @@ class PathGradient(AbstractFlowGradient):
             return self._reverse(key, params, batch), state
         return self._forward(key, params, batch), state
 
-    def probe(self, key: Key, params: PyTree, state: None) -> Estimate:
-        """An independent estimate."""
-        return self.estimate(key, params, state)[0]
-
     def per_draw(
         self,
         key: Key,

@@ -79,10 +79,6 @@ class ReverseKL(AbstractFlowGradient):
         (value, log_weight), gradient = jax.value_and_grad(objective, has_aux=True)(params)
         return Estimate(gradient, value, {"log_weight": log_weight}, n_grad=self.num_samples), state
 
-    def probe(self, key: Key, params: PyTree, state: None) -> Estimate:
-        """An independent estimate."""
-        return self.estimate(key, params, state)[0]
-
     def per_draw(
         self,
         key: Key,
@@ -171,7 +167,3 @@ class MaximumLikelihood(AbstractFlowGradient):
 
         value, gradient = jax.value_and_grad(objective)(params)
         return Estimate(gradient, value, n_grad=len(weight)), state
-
-    def probe(self, key: Key, params: PyTree, state: None) -> Estimate:
-        """An independent estimate."""
-        return self.estimate(key, params, state)[0]

@@ -1,6 +1,7 @@
 r"""Autoregressive layers: each coordinate is moved by a scale and a shift that depend on those before it."""
 
 import itertools
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -108,6 +109,8 @@ class Autoregressive(AbstractLayer):
 
     conditioner: MaskedConditioner
     bound: float | None = eqx.field(static=True)
+
+    references: ClassVar[tuple[str, ...]] = ("germain2015", "kingma2016", "papamakarios2017")
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ With :math:`x = (x_c, x_t)`, :math:`\phi = N(x_c)` and an increasing :math:`f`,
 
 import abc
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -150,6 +151,8 @@ class AffineCoupling(AbstractCoupling):
     split: Split
     bound: float | None = eqx.field(static=True)
 
+    references: ClassVar[tuple[str, ...]] = ("dinh2017",)
+
     def __init__(
         self,
         key: Key,
@@ -238,6 +241,8 @@ class SplineCoupling(AbstractCoupling):
     split: Split
     num_bins: int = eqx.field(static=True)
     bound: float = eqx.field(static=True)
+
+    references: ClassVar[tuple[str, ...]] = ("durkan2019",)
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Layers that move every coordinate by itself, with parameters of its own."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -119,6 +120,8 @@ class SinhArcsinh(AbstractElementwise):
     log_tail: Array
     skew: Array
 
+    references: ClassVar[tuple[str, ...]] = ("jones2009",)
+
     def __init__(self, dim: int) -> None:
         self.log_tail = jnp.zeros(check.integer("dim", dim))
         self.skew = jnp.zeros(dim)
@@ -165,6 +168,8 @@ class ElementwiseSpline(AbstractElementwise):
 
     table: Array
     bound: float = eqx.field(static=True)
+
+    references: ClassVar[tuple[str, ...]] = ("durkan2019",)
 
     def __init__(self, dim: int, num_bins: int = 8, bound: float = 5.0) -> None:
         self.table = jnp.zeros((splines.num_parameters(splines.check_bins(num_bins)), check.integer("dim", dim)))

@@ -15,10 +15,24 @@ from ergodica.core.types import Key
 from ergodica.models.flows.conditioner import START, Activation, Conditioner, tanh
 from ergodica.models.flows.coupling import AbstractCoupling
 from ergodica.models.flows.masks import Split
-from ergodica.models.flows.monotone import CircularMixture, LogisticMixture
+from ergodica.models.flows.monotone import AbstractMonotoneMap, CircularMixture, LogisticMixture
 
 
-class LogisticMixtureCoupling(AbstractCoupling):
+class AbstractMonotoneCoupling(AbstractCoupling):
+    """A coupling by a monotone map whose parameters, one row each, are the network's output."""
+
+    monotone: eqx.AbstractVar[AbstractMonotoneMap]
+
+    def curve(self, x: Array, raw: Array) -> tuple[Array, Array]:
+        """Maps and their log slopes."""
+        return self.monotone.forward(x, raw.reshape(self.monotone.num_params, -1))
+
+    def curve_inverse(self, y: Array, raw: Array) -> tuple[Array, Array]:
+        """Roots, and the log slopes of the maps there."""
+        return self.monotone.inverse(y, raw.reshape(self.monotone.num_params, -1))
+
+
+class LogisticMixtureCoupling(AbstractMonotoneCoupling):
     r"""Moves some coordinates by the log odds of mixtures of logistic laws that depend on the others (Flow++).
 
     .. math:: y_t = e^a\, \mathrm{logit} \sum_k w_k\, \sigma\!\left(\frac{x_t - \mu_k}{s_k}\right) + b,
@@ -83,14 +97,6 @@ class LogisticMixtureCoupling(AbstractCoupling):
         num_out = self.monotone.num_params * len(self.split.moved)
         self.conditioner = Conditioner(key, len(self.split.kept), num_out, width, depth, activation, start)
 
-    def curve(self, x: Array, raw: Array) -> tuple[Array, Array]:
-        """Mixtures and their log slopes."""
-        return self.monotone.forward(x, raw.reshape(self.monotone.num_params, -1))
-
-    def curve_inverse(self, y: Array, raw: Array) -> tuple[Array, Array]:
-        """Roots, and the log slopes of the mixtures there."""
-        return self.monotone.inverse(y, raw.reshape(self.monotone.num_params, -1))
-
 
 class Angular(eqx.Module):
     """A network that sees angles by their cosines and sines, in which a full turn makes no difference."""
@@ -102,7 +108,7 @@ class Angular(eqx.Module):
         return self.network(jnp.concatenate([jnp.cos(x), jnp.sin(x)]))
 
 
-class CircularCoupling(AbstractCoupling):
+class CircularCoupling(AbstractMonotoneCoupling):
     r"""Moves some angles by maps of the circle to itself that depend on the others.
 
     .. math:: y_t = t + \sum_k w_k\, 2 \arctan\!\left(\alpha_k \tan\frac{x_t}{2} + \beta_k\right) \mod 2\pi,
@@ -167,11 +173,3 @@ class CircularCoupling(AbstractCoupling):
         self.monotone = CircularMixture(num_components)
         num_out = self.monotone.num_params * len(self.split.moved)
         self.conditioner = Angular(Conditioner(key, 2 * len(self.split.kept), num_out, width, depth, activation, start))
-
-    def curve(self, x: Array, raw: Array) -> tuple[Array, Array]:
-        """Maps of the circle and their log slopes."""
-        return self.monotone.forward(x, raw.reshape(self.monotone.num_params, -1))
-
-    def curve_inverse(self, y: Array, raw: Array) -> tuple[Array, Array]:
-        """Roots, and the log slopes of the maps there."""
-        return self.monotone.inverse(y, raw.reshape(self.monotone.num_params, -1))

@@ -1,6 +1,7 @@
 """Layers that mix coordinates linearly: their score rules are solves or the map itself, and log determinants do not depend on x."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -100,6 +101,8 @@ class LinearLU(AbstractLayer):
     factors: Array
     shift: Array
 
+    references: ClassVar[tuple[str, ...]] = ("kingma2018",)
+
     def __init__(self, dim: int) -> None:
         self.factors = jnp.zeros((check.integer("dim", dim), dim))
         self.shift = jnp.zeros(dim)
@@ -168,6 +171,8 @@ class Householder(AbstractLayer):
     """
 
     vectors: Array
+
+    references: ClassVar[tuple[str, ...]] = ("tomczak2016",)
 
     def __init__(self, key: Key, dim: int, num_reflections: int = 2) -> None:
         rng.check_key(key)
