@@ -69,6 +69,7 @@ class Stacked(AbstractLayer):
     Examples
     --------
     >>> import jax, jax.numpy as jnp
+    >>> from ergodica.models.flows import ElementwiseAffine
     >>> stack = Stacked([ElementwiseAffine(2) for _ in range(8)])
     >>> stack.layers.shift.shape
     (8, 2)
