@@ -132,7 +132,7 @@ def main():
     """Measure both problems, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--output", type=pathlib.Path, default=None)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
     arguments = parser.parse_args()
     gradient, params = minibatch()
     variational, data, start = elbo()
@@ -159,8 +159,8 @@ def main():
         ),
     }
     print(json.dumps(report, indent=1))
-    if arguments.output is not None:
-        (arguments.output / "fit_overhead.json").write_text(json.dumps(report, indent=1) + "\n")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "fit_overhead.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ itself, by the mean log of the final sample size on two seeds that are not among
 The sample size is that of 8,192 fresh draws, the same base draws for both, over 8,192: 1 where the flow is the target. The ratio
 between the estimators is taken within a seed; intervals are of the mean log ratio over seeds (Student's t, 95%).
 
-    python benchmarks/flow_training.py [--seconds 20] [--seeds 10] [--problems mixture ...] [--fresh]
+    python benchmarks/flow_training.py [--seconds 8] [--seeds 10] [--problems mixture ...] [--fresh]
 
 Results go to benchmarks/results/flow_training.json after each seed, and a second call goes on from there. For one core per
 process: ``taskset -c 0``. The page "Path gradients" of the documentation draws them.
@@ -170,7 +170,7 @@ def table(results):
 def main():
     """Run what is asked for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of processor time for each run")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of processor time for each run")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results/flow_training.json"))

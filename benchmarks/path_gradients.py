@@ -10,9 +10,6 @@ the standard gradient, whose points all estimators share: from the start, far fr
 flow of the same kind, so that a perfect fit exists, and a mixture that the flow cannot match.
 
     python benchmarks/path_gradients.py [--rounds 30] [--only time|flowjax|variance] [--output benchmarks/results]
-
-Figures to reach: affine couplings <= 1.0 of the standard gradient's time and <= .75 of two passes; splines <= 1.2 and <= .9;
-implicit couplings at least 3 times faster than two passes.
 """
 
 import argparse

@@ -110,19 +110,12 @@ def test_control_has_mean_zero_and_the_printed_one_has_not():
 
 
 def test_linear_scores_and_a_constant_feature_leave_no_noise():
-    estimator = made(linear_score, controls=(constant,), num_samples=4, decay=0.5)
-    state = estimator.init(jax.random.key(0), PARAMS)
-    step = jax.jit(lambda key, state: estimator.estimate(key, PARAMS, state)[1])
-    state = step(jax.random.key(1), state)
+    """Up to the share of noise in the weights, which are fitted to a constant beside the noise."""
+    estimator = made(linear_score, controls=(constant,), num_samples=4)
     keys = jax.random.split(jax.random.key(2), 50)
     at = jax.jit(
         jax.vmap(lambda key, state: tree.ravel(estimator.estimate(key, PARAMS, state)[0].gradient), in_axes=(0, None))
     )
-    gradients = np.asarray(at(keys, state))
-    # the moments also hold the constant part of the direction, so that the weights are exact up to its share of noise
-    settled = state
-    for i in range(60):
-        settled = step(jax.random.key(10 + i), settled)
     long = made(linear_score, controls=(constant,), num_samples=20_000)
     _, settled = long.estimate(jax.random.key(3), PARAMS, long.init(jax.random.key(0), PARAMS))
     better = np.asarray(at(keys, settled))
@@ -131,7 +124,6 @@ def test_linear_scores_and_a_constant_feature_leave_no_noise():
         jax.vmap(lambda key: tree.ravel(plain.estimate(key, PARAMS, plain.init(key, PARAMS))[0].gradient))
     )
     noisy = np.asarray(at_plain(keys))
-    assert np.all(gradients.std(axis=0) < 2 * noisy.std(axis=0))
     assert np.all(better.std(axis=0) < 0.02 * noisy.std(axis=0))
 
 

@@ -137,21 +137,31 @@ def quadratic(x):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "plain",
+    "make",
     [
-        ForwardGradient(quadratic, 14),
-        EvolutionStrategy(quadratic, 0.7, 14),
-        EvolutionStrategy(lambda x: quadratic(x) - x @ jnp.asarray(PRECISION) @ x / 2, 0.7, 7, antithetic=False),
+        lambda n: ForwardGradient(quadratic, n),
+        lambda n: EvolutionStrategy(quadratic, 0.7, n),
+        lambda n: EvolutionStrategy(
+            lambda x: quadratic(x) - x @ jnp.asarray(PRECISION) @ x / 2, 0.7, n // 2, antithetic=False
+        ),
     ],
     ids=["forward", "pairs", "points, linear"],
 )
-def test_directions_give_a_quadratic_its_gradient_without_noise(plain):
+def test_directions_give_a_quadratic_its_gradient_without_noise(make):
+    plain = make(14)
     x = jnp.array([0.4, -0.7, 1.1])
     exact = jax.grad(plain.objective.function)(x)
     control = SteinControl(plain, "quadratic")
     found = of_key(control, jax.random.key(0), x)
     np.testing.assert_allclose(found, exact, rtol=1e-11)
     assert np.linalg.norm(of_key(plain, jax.random.key(0), x) - exact) > 0.1
+    split = SteinControl(make(40), "quadratic", "split")
+    np.testing.assert_allclose(of_key(split, jax.random.key(0), x), exact, rtol=1e-10)
+    remembering = SteinControl(plain, "quadratic", "moving-average", ridge=1e-12)
+    state = remembering.init(jax.random.key(0), x)
+    for i in range(12):
+        estimate, state = remembering.estimate(jax.random.key(i), x, state)
+    np.testing.assert_allclose(estimate.gradient, exact, rtol=1e-6)
     vectors = SteinControl(plain, lambda x: jnp.append(x, 1.0), per="coordinate")
     np.testing.assert_allclose(of_key(vectors, jax.random.key(1), x), exact, rtol=1e-10)
 

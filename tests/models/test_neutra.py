@@ -8,7 +8,7 @@ import pytest
 
 import ergodica as erg
 from ergodica.core import tree
-from ergodica.core.flow import Flow, UniformTorus
+from ergodica.core.flow import Chain, Flow, UniformTorus
 from ergodica.models.flows.neutra import neutra
 from tests.support.affine import stationary_covariance, step_map
 from tests.support.flow_layers import Triangular, funnel, normals
@@ -144,21 +144,16 @@ def test_nuts_reaches_both_ends_of_the_funnel():
     v = necks()
     assert_mean((v**2).mean(1), 1.0, smallest_error=0.1)
     assert np.max(np.abs(z_scores(v.mean(1), 0.0))) < 5
-    # the neck beyond two standard deviations, which unadapted chains in the model's own coordinates hardly enter
-    assert_mean((v < -2).mean(1), 0.02275, smallest_error=0.5)
+    # the ends beyond two standard deviations, the lower of which unadapted chains in the model's own coordinates hardly enter
+    for end in (v < -2, v > 2):
+        assert_mean(end.mean(1), 0.02275, smallest_error=0.5)
 
 
-def test_a_map_without_its_jacobian_is_rejected():
-    """Mutant: the prior at the mapped point alone. The check of the density above does not let it pass."""
-    flow, posterior = funnel(dim=DIM, width=WIDTH), funnel_posterior()
-    z = jax.random.normal(jax.random.key(0), (50, DIM))
-    excess = jax.vmap(lambda z: posterior.log_density(posterior_position(flow, z)))(z) + 0.5 * jnp.sum(z**2, axis=-1)
-    assert np.std(excess) > 1.0
-
-
-def posterior_position(flow, z):
-    x = flow.layer.forward(z)[0]
-    return {"v": x[0], "x": x[1:]}
+def test_a_map_without_its_jacobian_is_rejected(monkeypatch):
+    """Mutant: a layer that keeps its log determinant to itself."""
+    monkeypatch.setattr(Chain, "forward", lambda self, x, whole=Chain.forward: (whole(self, x)[0], jnp.zeros(())))
+    with pytest.raises(AssertionError):
+        test_the_funnel_becomes_a_standard_normal()
 
 
 def test_bad_input_raises():

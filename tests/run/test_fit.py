@@ -267,7 +267,8 @@ class TestEnds:
         done = quiet(KEY, quadratic, start(), num_steps=10**9, max_seconds=0.3, metrics=slow, evaluate_every=20_000)
         attributes = done.history.attrs
         assert done.result == "timed_out"
-        assert 0.3 <= attributes["wall_time"] < 0.6
+        chunk = float(np.max(np.diff(done.history["evaluations"]["wall_time"].values)))
+        assert 0.3 <= attributes["wall_time"] <= 0.3 + chunk
         assert attributes["evaluation_time"] >= 0.1 * done.history["evaluations"].sizes["step"] - 1e-3
         assert (
             int(done.history["evaluations"]["step"][-1])

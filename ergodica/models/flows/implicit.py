@@ -58,7 +58,7 @@ class LogisticMixtureCoupling(AbstractMonotoneCoupling):
     Notes
     -----
     Cost: one pass of the network, 2K logistic functions a moved coordinate, with scores the derivative of both by the network's
-    input in addition. The inverse finds roots, at about ten times the logistic functions: where densities at given points are
+    input in addition. The inverse finds roots, at several times the logistic functions: where densities at given points are
     what you need most, as in maximum likelihood, take splines or turn the flow around.
 
     References
@@ -136,7 +136,7 @@ class CircularCoupling(AbstractMonotoneCoupling):
     Notes
     -----
     Cost: one pass of the network, K arcus tangents a moved angle, with scores the derivative of both by the network's input in
-    addition. The inverse finds roots, at about ten times the arcus tangents.
+    addition. The inverse finds roots, at several times the arcus tangents.
 
     References
     ----------

@@ -53,7 +53,7 @@ def invert(function: Monotone, y: Array, parameters: PyTree, low: Array, high: A
     Returns
     -------
     array
-        The roots, to a last step of 1e-13 (1e-6 in single precision) relative to 1 + |x|, or to where f(x) - y is rounding. NaN
+        The roots, to a last step of 1e-13 (1e-6 in single precision) relative to ``1 + |x|``, or to where f(x) - y is rounding. NaN
         where an input is, or where neither is reached in 200 steps (bisection alone needs about 60).
 
     Notes
