@@ -272,6 +272,11 @@ class Flow(eqx.Module):
         return eqx.filter(self, eqx.is_inexact_array)
 
 
+def check_flow(flow: Any) -> Flow:
+    """Return a flow; raise for anything else."""
+    return check.instance("flow", flow, Flow, "such as ergodica.models.flows.real_nvp(key, dim=2)")
+
+
 def _arrays_only(layers: Sequence[AbstractLayer]) -> Sequence[AbstractLayer]:
     """The same layers with functions among their leaves (activations of networks) made part of the structure, for `jax.jit`."""
     return jax.tree.map(lambda leaf: leaf if eqx.is_array(leaf) or not callable(leaf) else as_partial(leaf), layers)

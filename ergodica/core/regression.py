@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from ergodica.core.stein import AnyArray
 
+_LONELY = 64
+"""In units of rounding: how little of a draw's leverage may be missing where no other draw has any of a control."""
+
 
 class Decomposition(NamedTuple):
     """Singular value decomposition of centred controls; singular values that are mere rounding are zero.
@@ -79,7 +82,8 @@ def leave_one_out_weights(parts: Decomposition, ridge: AnyArray | float) -> AnyA
     With :math:`e` the residuals of the fit to all draws, :math:`M_k = (\tilde H^\top \tilde H + \lambda)^{-1} \tilde H_k` for the
     centred controls :math:`\tilde H`, and :math:`\ell_k = \frac1n + \tilde H_k^\top M_k`, the Sherman--Morrison formula gives
     :math:`B_{-k} = B - M_k e_k^\top / (1 - \ell_k)`, so that all the fits cost what one costs, however many
-    functions there are. The weights sum to 1.
+    functions there are. Where a draw alone has something of a control, :math:`\ell_k = 1`; the least-norm fit to the others is then
+    :math:`B - M_k M_k^\top B / \|M_k\|^2`. The weights sum to 1.
 
     Parameters
     ----------
@@ -96,27 +100,14 @@ def leave_one_out_weights(parts: Decomposition, ridge: AnyArray | float) -> AnyA
     shrink = shrinkage(parts.singular, ridge)
     leverage = xp.sum(parts.left**2 * shrink[None, :], axis=1)
     of_mean = transfer_weights(parts, ridge, parts.mean)
-    pull = (leverage + of_mean) / (1 - 1 / n - leverage)
+    rest = 1 - 1 / n - leverage
+    alone = rest <= _LONELY * float(xp.finfo(leverage.dtype).eps)
+    pull = xp.where(alone, 0.0, (leverage + of_mean) / xp.where(alone, 1.0, rest))
     residual = pull - xp.mean(pull) - parts.left @ (shrink * (parts.left.T @ pull))
-    return 1 / n - of_mean + residual / n
-
-
-def split_weights(first: AnyArray, second: AnyArray, ridge: AnyArray | float) -> AnyArray:
-    """Weights (n,) of the estimate that fits coefficients to each half of the draws and uses them at the other.
-
-    Parameters
-    ----------
-    first, second : array (n_1, q), (n_2, q)
-        Controls at the two halves.
-    ridge : scalar
-        For each draw that is fitted to.
-    """
-    xp, n = first.__array_namespace__(), first.shape[0] + second.shape[0]
-    parts = [
-        transfer_weights(decompose(own), ridge * own.shape[0], xp.sum(other, axis=0))
-        for own, other in ((first, second), (second, first))
-    ]
-    return (1 - xp.concatenate(parts)) / n
+    squares = ridge_inverse(parts.singular, ridge) ** 2
+    length = xp.sum(parts.left**2 * squares[None, :], axis=1)
+    dropped = xp.where(alone, (leverage + of_mean) / xp.where(alone, length, 1.0), 0.0)
+    return 1 / n - of_mean + (residual + parts.left @ (squares * (parts.left.T @ dropped))) / n
 
 
 def pooled_moments(controls: AnyArray, f: AnyArray) -> tuple[AnyArray, AnyArray]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 from jaxtyping import Array, PRNGKeyArray
 
 type PyTree = Any
@@ -11,6 +12,12 @@ type Position = PyTree
 """What a sampler moves: a pytree of floating point arrays in unconstrained space."""
 type Schedule = Callable[[Array], Array]
 """A function of the step count (int32 scalar), as optax's schedules are."""
+
+
+class Name(eqx.Module):
+    """A choice by name, as part of the structure of a tree."""
+
+    name: str = eqx.field(static=True)
 
 
 class Batch(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ergodica.core import check
-from ergodica.core.flow import Flow, flat_log_density
+from ergodica.core.flow import Flow, check_flow, flat_log_density
 from ergodica.core.posterior import as_partial
 from ergodica.core.types import Key, PyTree
 from ergodica.diagnostics import flow_weights
@@ -166,11 +166,6 @@ def weigh(key: Key, flow: Flow, target: Callable, num_samples: int) -> tuple[Arr
 def map_points(function: Callable, points: Array) -> Array:
     """Values of a function of one point at many, some at a time."""
     return jax.lax.map(function, points, batch_size=_LANES)
-
-
-def check_flow(flow: Any) -> Flow:
-    """Return a flow; raise for anything else."""
-    return check.instance("flow", flow, Flow, "such as erg.models.flows.real_nvp(key, dim=2)")
 
 
 def check_draws(draws: Any, dim: int, ndims: tuple[int, ...] = (2,)) -> np.ndarray:

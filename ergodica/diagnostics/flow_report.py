@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array
 
 from ergodica.core import check, rng
-from ergodica.core.flow import Flow, flat_log_density
+from ergodica.core.flow import Flow, check_flow, flat_log_density
 from ergodica.core.posterior import Posterior, as_partial
 from ergodica.core.types import Key
 from ergodica.diagnostics.control_variates import unconstrained_draws
 from ergodica.diagnostics.flow_judgement import UNSEEN, judge, log_z_bounds, notes_of, table_of
-from ergodica.diagnostics.flow_metrics import check_draws, check_flow, map_points, weigh
+from ergodica.diagnostics.flow_metrics import check_draws, map_points, weigh
 from ergodica.diagnostics.guide import reliable_below
 
 if TYPE_CHECKING:

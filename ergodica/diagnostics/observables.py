@@ -97,7 +97,7 @@ def importance_expectation(
     table = pd.DataFrame.from_dict(rows, orient="index")
     known = getattr(observables, "reference", {}) if reference is None else reference
     table = with_reference(table, known)
-    table.attrs = _of_weights(np.asarray(log_weights, np.float64), weights)
+    table.attrs = _of_weights(np.asarray(log_weights), weights)
     return table
 
 
@@ -239,7 +239,8 @@ def _evaluate(observables: Any, draws: Any, num: int) -> dict[str, np.ndarray]:
 
 
 def _of_weights(log_weights: np.ndarray, weights: np.ndarray) -> dict[Hashable, Any]:
-    num, positive = len(weights), log_weights[log_weights > -np.inf]
+    num, precision = len(weights), np.result_type(log_weights, np.float32)
+    positive = np.asarray(log_weights, np.float64)[log_weights > -np.inf]
     notes = []
     if len(positive) < _LEAST_TAIL:
         k = threshold = float("nan")
@@ -247,7 +248,7 @@ def _of_weights(log_weights: np.ndarray, weights: np.ndarray) -> dict[Hashable, 
             f"Only {len(positive)} weights are above zero, too few to judge their tail: the standard errors may be too small."
         )
     else:
-        rounding = float(8 * np.finfo(np.float32).eps * np.max(np.abs(positive)))
+        rounding = float(8 * np.finfo(precision).eps * np.max(np.abs(positive)))
         k, threshold = fit_tail(positive, rounding)[0], float(reliable_below(num))
         if not k <= threshold:
             notes.append(

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ergodica.core import check, rng, tree
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.posterior import as_partial
-from ergodica.core.types import Batch, Estimate, Key, PyTree
+from ergodica.core.types import Batch, Estimate, Key, Name, PyTree
 
 type Image = Array
 type View = Any
@@ -172,7 +172,7 @@ class ScoreDistillation(AbstractGradientEstimator):
         self.score = as_partial(check.function("score", score))
         self.views = as_partial(check.function("views", views))
         self.baseline = (
-            as_partial(baseline) if callable(baseline) else _Name(check.one_of("baseline", baseline, BASELINES))
+            as_partial(baseline) if callable(baseline) else Name(check.one_of("baseline", baseline, BASELINES))
         )
         self.controls = tuple(as_partial(check.function("a member of controls", f)) for f in controls)
         self.schedule = as_partial(check.function("schedule", schedule))
@@ -239,7 +239,7 @@ class ScoreDistillation(AbstractGradientEstimator):
         """The score with its baseline, and the denoising error, both times sigma (n, *shape)."""
         scores = jax.vmap(self.score)(draws.x, draws.time, draws.view)
         denoised = sigma * scores + draws.noise
-        if not isinstance(self.baseline, _Name):
+        if not isinstance(self.baseline, Name):
             others = jax.vmap(self.baseline)(draws.x, draws.time, draws.view)
             return sigma * (scores - others), denoised
         return (denoised if self.baseline.name == "noise" else sigma * scores), denoised
@@ -276,12 +276,6 @@ def noise_control(noise: Array, value: Array, slope: Array, sigma: Array) -> Arr
         :math:`\varphi(x)`.
     """
     return noise * value - sigma * slope
-
-
-class _Name(eqx.Module):
-    """A choice that is part of the structure."""
-
-    name: str = eqx.field(static=True)
 
 
 def _like(scalars: Array, pictures: Array) -> Array:

@@ -118,8 +118,8 @@ class Feed:
         if self._length not in (None, length):
             raise ValueError(
                 f"A batch of {length} rows came after one of {self._length}, and it is not known what its rows stand for: give "
-                "batches_per_epoch= if the batches go over the data one epoch after the other, or ergodica Batch objects with "
-                "weights."
+                "ergodica Batch objects with weights or, if the posterior knows num_data and the batches go over the data one "
+                "epoch after the other, batches_per_epoch=."
             )
         return np.full(length, 1.0 / length)
 

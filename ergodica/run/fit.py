@@ -123,7 +123,7 @@ def fit(
         ``metric(key, params)`` returns a dictionary of numbers by name; in a dictionary by name it may return one number. Called
         as they are, from the host: wrap them in `jax.jit`. Their keys differ from evaluation to evaluation.
     evaluate_every : int
-        Steps between evaluations. There is one before the first step and one after the last, too.
+        Steps between evaluations. There is one after the last step and, of metrics, one before the first, too.
     monitor : str or Monitor
         Which metric says which parameters are best, and ends the fit where it no longer improves: ``Monitor("ess", patience=5)``.
         By default the mean of the estimator's value over ``evaluate_every`` steps, which never ends it.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ergodica.core import check, tree
-from ergodica.core.flow import Flow, flat_log_density
+from ergodica.core.flow import Flow, check_flow, flat_log_density
 from ergodica.core.kernel import AbstractKernel
 from ergodica.core.posterior import Posterior, as_partial
 from ergodica.core.types import Batch, Key, Position
@@ -37,7 +37,8 @@ class FlowIMHInfo(NamedTuple):
     n_grad : int32 scalar
         Log densities evaluated, counted as gradients.
     diverging : bool
-        Whether the weight of a proposal was NaN or infinite; such a proposal is rejected.
+        Whether the weight of a proposal was NaN or infinite; such a proposal is rejected. Or that of the position at the start
+        of the step: from NaN the first proposal that can be weighed is accepted, infinity is never left.
     """
 
     lp: Array
@@ -105,7 +106,7 @@ class FlowIMH(AbstractKernel):
     references: ClassVar = ("tierney1994", "wang2022", "albergo2019")
 
     def __init__(self, flow: Flow, target: Any, num_proposals: int = 1) -> None:
-        self.flow = check.instance("flow", flow, Flow, "such as erg.models.flows.real_nvp(key, dim=2)")
+        self.flow = check_flow(flow)
         function = flat_log_density(target, flow.dim)
         self.target = target if isinstance(target, Posterior) else as_partial(function)
         self.num_proposals = check.integer("num_proposals", num_proposals)
@@ -151,6 +152,8 @@ class FlowIMH(AbstractKernel):
         bad = jnp.isnan(log_weights) | (log_weights == jnp.inf)
         uniforms = jax.random.uniform(key_accept, log_weights.shape, log_weights.dtype)
         now = log_weight(state.log_density, state.log_proposal)
+        stuck = jnp.isnan(now) | (now == jnp.inf)
+        now = jnp.where(jnp.isnan(now), -jnp.inf, now)
         last, rate = metropolis_path(now, jnp.where(bad, -jnp.inf, log_weights), uniforms)
         candidates = FlowIMHState(proposals, log_p, log_q)
         chosen = jax.tree.map(lambda leaf: leaf[jnp.maximum(last, 0)], candidates)
@@ -160,7 +163,7 @@ class FlowIMH(AbstractKernel):
             log_weight=log_weight(state.log_density, state.log_proposal),
             acceptance_rate=rate,
             n_grad=jnp.asarray(self.num_proposals, jnp.int32),
-            diverging=jnp.any(bad),
+            diverging=jnp.any(bad) | stuck,
         )
         return state, info
 

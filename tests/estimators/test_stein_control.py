@@ -195,6 +195,22 @@ def test_draws_of_a_flow_average_to_the_estimate_and_keep_its_mean(make):
     assert_mean(found - without + exact, exact, smallest_error=0.05)
 
 
+@pytest.mark.parametrize("per", ["matrix", "coordinate", "all"])
+def test_memories_wait_for_enough_draws(per):
+    """A fit to next to nothing has no variance; until there are enough draws the estimate is the plain one."""
+    plain, x = ForwardGradient(lambda x: jnp.sum(x**4), 4), jnp.array([1.0, -0.5])
+    control = SteinControl(plain, "linear", "moving-average", per, decay=0.9)
+    state = control.init(jax.random.key(0), x)
+    waits = []
+    for i in range(6):
+        estimate, state = control.estimate(jax.random.key(i), x, state)
+        draws, _ = plain.per_draw(jax.random.key(i), x, None)
+        waits.append(bool(jnp.allclose(estimate.gradient, draws.gradient.mean(axis=0), rtol=1e-5)))
+    needed = shared.fewest_remembered(2 if per == "matrix" else 1)
+    seen = np.cumsum([0, *(3 * 0.9 ** np.arange(5))])
+    assert waits == [bool(s < needed) for s in seen]
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -207,6 +207,17 @@ def test_splines_pass_through_their_knots_with_their_slopes():
     np.testing.assert_allclose(splines.spline(edges, jnp.tile(table, 2), bound)[1], 0, atol=1e-6)
 
 
+def test_inverse_splines_are_finite_up_to_the_ends_of_narrow_bins():
+    """Single precision, steep tables: values at the images of random points and of the knots, and next to them."""
+    table = 6.0 * jax.random.normal(KEY(3), (3 * 8 - 1, 3000))
+    widths = splines.SMALLEST + (1 - 8 * splines.SMALLEST) * jax.nn.softmax(table[8:16], axis=0)
+    knots = 5.0 * (2 * jnp.cumsum(widths, axis=0)[:-1] - 1)
+    inverse = jax.jit(lambda y: splines.spline_inverse(y, table, 5.0))
+    for y in (*knots, *jnp.nextafter(knots, -jnp.inf), *jnp.nextafter(knots, jnp.inf)):
+        x, log_slope = inverse(y)
+        assert jnp.all(jnp.isfinite(x) & jnp.isfinite(log_slope))
+
+
 @pytest.mark.usefixtures("x64")
 def test_splines_know_the_derivative_of_their_log_slope():
     x, table = jnp.linspace(-3.0, 3.0, 41), jax.random.normal(KEY(0), (11, 1))

@@ -199,6 +199,17 @@ def test_adjoints_agree():
         )
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_gauss_steps_are_found_far_from_the_origin(double):
+    """What rounding leaves of a point of size 100 is more than that of its increment: the iteration must not wait for less."""
+    with jax.enable_x64(double):
+        layer = Continuous(lambda t, x: jnp.sin(3 * x), solver="gauss4", num_steps=8)
+        x = 100 + jax.random.normal(jax.random.key(0), (50, DIM))
+        y, log_det = jax.jit(jax.vmap(layer.forward))(x)
+        assert jnp.all(jnp.isfinite(y))
+        assert jnp.all(jnp.isfinite(log_det))
+
+
 def test_a_solve_that_fails_is_nan():
     layer = Continuous(field(), solver="tsit5", tolerance=1e-9, max_steps=2)
     y, log_det = layer.forward(jnp.ones(DIM))

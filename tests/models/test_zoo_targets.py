@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,13 @@ def test_a_target_is_what_samplers_and_flows_expect(target):
     posterior = target.posterior()
     np.testing.assert_allclose(posterior.log_density(point), log_density, rtol=1e-12)
     assert posterior.constrain(point)
+
+
+def test_a_target_is_an_argument_of_compiled_functions(target):
+    """Its arrays are leaves, so that no function of theirs may be NumPy's."""
+    point = jax.random.normal(jax.random.key(0), (target.dim,))
+    compiled = eqx.filter_jit(lambda t, x: (t.log_density(x), t.observables(x)))
+    np.testing.assert_allclose(compiled(target, point)[0], target.log_density(point), rtol=1e-4)
 
 
 def test_a_target_keeps_single_precision(target):

@@ -220,3 +220,21 @@ def test_a_run_gives_a_tree_that_arviz_reads():
     z = dt.posterior["a"].values / np.asarray(scales["a"])
     replicates = (z**2).reshape(4 * 20, -1, 2).mean(1)  # ten proposals a step leave little correlation, batches none
     assert np.max(np.abs(z_scores(replicates, 1.0))) < 5
+
+
+@pytest.mark.parametrize("num_proposals", [1, 4])
+def test_a_start_that_cannot_be_weighed_is_flagged_and_left(num_proposals):
+    """NaN where the chain starts; it must not stay there unseen."""
+    kernel = FlowIMH(normals(1.0, dim=1), lambda x: jnp.where(x[0] > 5, jnp.nan, -0.5 * jnp.sum(x**2)), num_proposals)
+    state, info = kernel.step(jax.random.key(1), kernel.init(jax.random.key(0), jnp.array([6.0])))
+    assert info.diverging
+    assert state.position[0] < 5
+    assert not kernel.step(jax.random.key(2), state)[1].diverging
+
+
+def test_a_start_that_is_never_left_is_flagged():
+    """Where the flow's density is below the smallest number the weight is infinite."""
+    kernel = FlowIMH(normals(1.0, dim=1), lambda x: jnp.zeros(()))
+    state, info = kernel.step(jax.random.key(1), kernel.init(jax.random.key(0), jnp.array([1e25])))
+    assert info.diverging
+    assert state.position[0] == np.float32(1e25)

@@ -82,11 +82,6 @@ def dtype_of(params: PyTree) -> jnp.dtype:
     return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
 
 
-def check_flow(flow: Flow) -> Flow:
-    """Return a flow; raise for anything else."""
-    return check.instance("flow", flow, Flow, "ergodica.models.flows.real_nvp(key, dim=2)")
-
-
 def check_draws(name: str, draws: Array, dim: int) -> Array:
     """Return draws (N, D) as an array; raise for another shape, for none, or where they are not finite."""
     draws = jnp.asarray(draws)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ergodica.core import check
-from ergodica.core.flow import Flow, constant, flat_log_density
+from ergodica.core.flow import Flow, check_flow, constant, flat_log_density
 from ergodica.core.posterior import as_partial
 from ergodica.core.types import Batch, Draws, Estimate, Key, PyTree
-from ergodica.estimators.flows.gradient import AbstractFlowGradient, check_draws, check_flow, dtype_of, rows
+from ergodica.estimators.flows.gradient import AbstractFlowGradient, check_draws, dtype_of, rows
 
 type Direction = Literal["reverse", "forward"]
 

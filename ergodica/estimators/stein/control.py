@@ -11,12 +11,14 @@ from jaxtyping import Array
 from ergodica.core import check, tree
 from ergodica.core.gradient import AbstractGradientEstimator
 from ergodica.core.posterior import as_partial
-from ergodica.core.types import Batch, Draws, Estimate, Key, PyTree, Reference
+from ergodica.core.types import Batch, Draws, Estimate, Key, Name, PyTree, Reference
 from ergodica.estimators.stein import matched, shared
 from ergodica.estimators.stein.shared import Moments
 
 CONTROLS = ("linear", "quadratic", "linearised")
 COEFFICIENTS = ("leave-one-out", "split", "moving-average", "fixed")
+_SHARE_IN_TIME = 0.9
+"""Of what a memory tends to: reached after about two of its lengths; the whole never is."""
 PER = ("matrix", "coordinate", "block", "all")
 
 
@@ -186,7 +188,8 @@ class SteinControl(AbstractGradientEstimator):
 
     def with_budget(self, budget: int) -> "SteinControl | None":
         """The same around the estimator inside with another number of draws."""
-        inner = self.gradient.with_budget(budget // 2 if self._linearised else budget)
+        draws = budget // 2 if self._linearised else budget
+        inner = self.gradient.with_budget(draws) if draws else None
         return None if inner is None else eqx.tree_at(lambda own: own.gradient, self, inner)
 
     def evaluations(self, params: PyTree, n_grad: float) -> tuple[float, float]:
@@ -264,7 +267,7 @@ class SteinControl(AbstractGradientEstimator):
             self._enough(num, 2 * (kept + 3), kept, least=4)
             found = matched.split_coefficients(controls, f, groups, self.ridge)
         else:
-            self._enough(num, 2, kept)
+            self._enough_remembered(num, shared.fewest_remembered(kept), kept)
             assert memory is not None
             found, memory = matched.remembered_coefficients(controls, f, groups, memory, self.ridge, self.decay)
         return matched.left_over(controls, f, found, groups), memory
@@ -292,17 +295,12 @@ class SteinControl(AbstractGradientEstimator):
     def _enough_remembered(self, num: int, needed: int, num_controls: int) -> None:
         """Raise where there are always too few draws."""
         self._enough(num, 2, num_controls)
-        if self.ridge == 0 and num / (1 - self.decay) < needed:
+        remembered = (num - 1) / (1 - self.decay)
+        if self.ridge == 0 and _SHARE_IN_TIME * remembered < needed:
             raise ValueError(
                 f"{num_controls} controls need {needed} remembered draws without a ridge; decay={self.decay} remembers "
-                f"{num / (1 - self.decay):.0f} of {num} a call. Set a larger decay, or ridge=1.0."
+                f"{remembered:.0f}, with {num} a call less one for their mean. Set a larger decay, or ridge=1.0."
             )
-
-
-class Name(eqx.Module):
-    """A name in a tree, as structure."""
-
-    name: str = eqx.field(static=True)
 
 
 def check_draws(gradient: Any) -> AbstractGradientEstimator:

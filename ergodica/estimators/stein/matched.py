@@ -12,7 +12,7 @@ from ergodica.core import tree
 from ergodica.core.regression import pooled_leave_one_out, pooled_moments, solve_moments
 from ergodica.core.stein import diagonal_controls, vector_controls
 from ergodica.core.types import Draws, PyTree
-from ergodica.estimators.stein.shared import Moments
+from ergodica.estimators.stein.shared import Moments, fewest_remembered, remembered
 
 
 def matched_controls(draws: Draws, controls: Any, params: PyTree, dtype: jnp.dtype) -> Array:
@@ -78,9 +78,11 @@ def remembered_coefficients(
     """Coefficients (G, n, R) from earlier calls, and what is remembered from now on."""
     n = f.shape[0]
     penalty = ridge * memory.seen * group_sizes(groups, f.dtype)
-    coefficients = _repeat(jax.vmap(solve_moments)(memory.gram, memory.cross, penalty), n)
+    fitted = jax.vmap(solve_moments)(memory.gram, memory.cross, penalty)
+    if ridge == 0:
+        fitted = jnp.where(memory.seen >= fewest_remembered(controls.shape[1]), fitted, 0.0)
     gram, cross = (jnp.sum(x, axis=1) for x in grouped_moments(controls, f, groups))
-    return coefficients, Moments(decay * memory.gram + gram, decay * memory.cross + cross, decay * memory.seen + n)
+    return _repeat(fitted, n), remembered(memory, gram, cross, n, decay)
 
 
 def grouped_moments(controls: Array, f: Array, groups: np.ndarray) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ class Moments(NamedTuple):
     gram : array (..., q, q)
     cross : array (..., q, P) or (..., q)
     seen : scalar array
-        Sum of the weights.
+        Sum of the weights, less that of one draw a call.
     """
 
     gram: Array
@@ -63,7 +63,7 @@ def remembered_estimate(
     controls: Array, f: Array, memory: Moments, ridge: float, decay: float, select: int | None
 ) -> tuple[Array, Moments]:
     """Mean (m,) of functions (n, m) less what coefficients from earlier calls take away; what is remembered from now on."""
-    n, q = controls.shape
+    q = controls.shape[1]
     chosen = jnp.arange(q) if select is None else largest(memory.gram, memory.cross, select)
     gram, cross = memory.gram[chosen][:, chosen], memory.cross[chosen]
     ridged = gram + ridge * memory.seen * jnp.eye(len(chosen), dtype=gram.dtype)
@@ -72,7 +72,12 @@ def remembered_estimate(
         coefficients = jnp.where(memory.seen >= fewest_remembered(len(chosen)), coefficients, 0.0)
     estimate = jnp.mean(f, axis=0) - jnp.mean(controls[:, chosen], axis=0) @ coefficients
     gram, cross = centred_moments(controls, f)
-    return estimate, Moments(decay * memory.gram + gram, decay * memory.cross + cross, decay * memory.seen + n)
+    return estimate, remembered(memory, gram, cross, controls.shape[0], decay)
+
+
+def remembered(memory: Moments, gram: Array, cross: Array, num_draws: int, decay: float) -> Moments:
+    """Moments after those of a call, whose centring took one of its draws."""
+    return Moments(decay * memory.gram + gram, decay * memory.cross + cross, decay * memory.seen + num_draws - 1)
 
 
 def fewest_remembered(num_controls: int) -> int:

@@ -76,10 +76,11 @@ class Gauss(diffrax.AbstractSolver):
         control = terms.contr(t0, t1)
         first = terms.vf_prod(t0, y0, args, control)
         dtype = jnp.result_type(*jax.tree.leaves(y0))
-        goal = max(1e-14, float(jnp.finfo(dtype).eps))
+        goal = 8 * max(1e-15, float(jnp.finfo(dtype).eps))
+        size: Any = jnp.max(jnp.stack([jnp.max(jnp.abs(y)).astype(dtype) for y in jax.tree.leaves(y0)]))
         found = optimistix.fixed_point(
             _stages,
-            optimistix.FixedPointIteration(rtol=goal, atol=goal),
+            optimistix.FixedPointIteration(rtol=goal, atol=goal * (1.0 + size)),
             tuple(first for _ in c),
             (terms, t0, t1, y0, args, control, jnp.asarray(a, dtype), jnp.asarray(c, dtype)),
             max_steps=_MAX_ITERATIONS,

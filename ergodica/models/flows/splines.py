@@ -110,7 +110,9 @@ def spline_inverse(y: Array, table: Array, bound: float) -> tuple[Array, Array]:
     a = height * (ratio - left) + gain * excess
     b = height * left - gain * excess
     c = -ratio * gain
-    xi = 2 * c / (-b - jnp.sqrt(b**2 - 4 * a * c))
+    # at the ends of a bin rounding can take the discriminant below zero
+    square = jnp.maximum(b**2 - 4 * a * c, jnp.finfo(y.dtype).tiny)
+    xi = jnp.clip(2 * c / (-b - jnp.sqrt(square)), 0, 1)
     rest = 1 - xi
     below = ratio + excess * xi * rest
     above = right * xi**2 + 2 * ratio * xi * rest + left * rest**2

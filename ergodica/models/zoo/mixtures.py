@@ -180,13 +180,14 @@ class GaussianMixture(AbstractTarget):
 
     def log_density(self, x: Array) -> Array:
         """Log of the sum of the weighted normal densities."""
-        means, factors = (jnp.asarray(a, x.dtype) for a in (self.means, self.factors))
-        constant = np.log(self.weights) - 0.5 * self.dim * _LOG_2PI - np.log(np.diagonal(self.factors, 0, 1, 2)).sum(1)
+        means, factors, weights = (jnp.asarray(a, x.dtype) for a in (self.means, self.factors, self.weights))
+        scales = jnp.sum(jnp.log(jnp.diagonal(factors, 0, 1, 2)), axis=1)
+        constant = jnp.log(weights) - 0.5 * self.dim * _LOG_2PI - scales
 
         def exponent(mean: Array, factor: Array) -> Array:
             return -0.5 * jnp.sum(jax.scipy.linalg.solve_triangular(factor, x - mean, lower=True) ** 2)
 
-        return jax.nn.logsumexp(jax.vmap(exponent)(means, factors) + jnp.asarray(constant, x.dtype))
+        return jax.nn.logsumexp(jax.vmap(exponent)(means, factors) + constant)
 
     def observables(self, x: Array) -> dict[str, Array]:
         """Coordinates and their squares."""
@@ -219,7 +220,7 @@ class GaussianMixture(AbstractTarget):
     def _draws(self, key: Key, num_draws: int) -> Array:
         key_component, key_noise = jax.random.split(key)
         dtype = jnp.result_type(float)
-        which = jax.random.categorical(key_component, jnp.asarray(np.log(self.weights), dtype), shape=(num_draws,))
+        which = jax.random.categorical(key_component, jnp.log(jnp.asarray(self.weights, dtype)), shape=(num_draws,))
         noise = jax.random.normal(key_noise, (num_draws, self.dim))
         means, factors = jnp.asarray(self.means, dtype), jnp.asarray(self.factors, dtype)
         return means[which] + jnp.einsum("nij,nj->ni", factors[which], noise)
